@@ -1,0 +1,17 @@
+//! The records of a kvm-clone transaction and their bytes.
+//!
+//! Everything here is plain data: no I/O, no clock, no runtime. A type whose name ends in `V1` is part of
+//! the format: once released its fields and the order of its variants never change (see SPEC.md).
+
+pub mod event;
+pub mod identity;
+pub mod plan;
+
+pub use event::{
+    AttemptPurpose, ChunkRecordV1, ChunkState, EndV1, EventV1, FailureClassV1, FailureV1, FindingV1, OutcomeV1,
+    RecordV1, StepRef,
+};
+pub use identity::{ChunkValue, ControllerId, DomainUuid, Epoch, Inode, TxnId, UnixMillis};
+pub use plan::{
+    CleanUpStepV1, DirectoryV1, DiskFormat, DiskV1, EndpointV1, OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1,
+};

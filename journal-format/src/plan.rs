@@ -1,0 +1,204 @@
+//! The plan of a transaction: complete, with every name, UUID, MAC and path already chosen.
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{ControllerId, DomainUuid, TxnId, UnixMillis};
+
+/// One clone, planned whole. Written in `Begun` before anything is touched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanV1 {
+    /// The transaction's name.
+    pub txn: TxnId,
+    /// When it was planned.
+    pub created_at: UnixMillis,
+    /// Version of the program that planned it, for messages only.
+    pub program_version: String,
+    /// The controller that planned it.
+    pub controller: ControllerId,
+    /// What was asked for.
+    pub request: RequestV1,
+    /// The clone's UUID.
+    pub clone_uuid: DomainUuid,
+    /// The source's definition as libvirt gave it (inactive, with secrets). Compared at each attempt.
+    pub source_definition: String,
+    /// The clone's definition as it will be sent, but for the title and the metadata element that `DefineDomain` puts in.
+    pub definition: String,
+    /// The clone's own title: what stands in `definition`, restored when the clone is finished. `None`: it has none.
+    pub title: Option<String>,
+    /// Whether the source starts with its host, and so the clone.
+    pub autostart: bool,
+    /// Directories on the destination that receive final names. Each gets a staging directory.
+    pub directories: Vec<DirectoryV1>,
+    /// The disks, in the order of the definition.
+    pub disks: Vec<DiskV1>,
+    /// Active pools of the destination that hold a touched directory; refreshed at the end.
+    pub pools: Vec<String>,
+    /// What is done before the commit, in this order; undone in the opposite order.
+    pub steps: Vec<StepV1>,
+    /// What is done after the commit, forward only.
+    pub clean_up: Vec<CleanUpStepV1>,
+}
+
+/// What makes two runs the same clone, and what was asked besides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestV1 {
+    /// Where the source VM is.
+    pub source: EndpointV1,
+    /// The source VM's UUID.
+    pub vm_uuid: DomainUuid,
+    /// The source VM's name when it was surveyed.
+    pub vm_name: String,
+    /// Where the clone will be.
+    pub destination: EndpointV1,
+    /// The clone's name.
+    pub new_name: String,
+    /// Everything else that was asked for.
+    pub options: OptionsV1,
+}
+
+/// How a host is reached, as the user named it. What `~/.ssh/config` makes of it is looked up at each attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EndpointV1 {
+    /// `local`, `[user@]host[:port]` or an alias, exactly as given.
+    pub address: String,
+    /// The host's machine-id when it was surveyed: another machine under the same name is refused.
+    pub machine_id: String,
+    /// The private key file that the user named, absolute. Never its content.
+    pub key_file: Option<String>,
+}
+
+/// Options of a request that the engine needs again after a crash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OptionsV1 {
+    /// Start the clone once it is finished.
+    pub start: bool,
+    /// Re-read every chunk from the destination's disk before publishing.
+    pub verify: bool,
+    /// Keep the source's MAC addresses.
+    pub preserve_mac: bool,
+    /// Bytes per second at most over the wire; changeable on resume.
+    pub bandwidth_limit_bytes_per_second: Option<u64>,
+    /// Allocate the destination's images whole.
+    pub preallocate: bool,
+    /// Size of a chunk: a power of two between 64 KiB and 16 MiB.
+    pub chunk_size_bytes: u32,
+}
+
+/// A directory on the destination that receives final names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryV1 {
+    /// The directory itself, absolute. Existed before.
+    pub path: String,
+    /// The staging directory: `<path>/.kvm-clone/<txn>`.
+    pub staging: String,
+    /// Content of the nonce file in the staging directory, looked for from the source's host.
+    pub nonce: [u8; 16],
+}
+
+/// One disk to be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskV1 {
+    /// Target name in the definition, such as `vda`.
+    pub target: String,
+    /// Format of the image, from the definition, never probed.
+    pub format: DiskFormat,
+    /// The image on the source, absolute.
+    pub source_path: String,
+    /// What the source's image looked like when it was planned.
+    pub source_stamp: SourceStampV1,
+    /// Bytes allocated on the source when it was planned: an estimate for space and progress.
+    pub allocated_bytes: u64,
+    /// Index into `PlanV1::directories`.
+    pub directory: u32,
+    /// The staged image, inside that directory's staging.
+    pub staging_path: String,
+    /// The image's final name.
+    pub final_path: String,
+    /// Permission bits of the final image.
+    pub mode: u32,
+    /// Owner and group by number on the destination.
+    pub owner: (u32, u32),
+}
+
+/// What tells whether a source's image changed: size and mtime do, ctime alone only makes it re-hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStampV1 {
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub mtime_ns: i128,
+    /// Nanoseconds since 1970.
+    pub ctime_ns: i128,
+}
+
+/// Format of a disk image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskFormat {
+    /// Raw bytes.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    Qcow2,
+}
+
+/// A step before the commit. Numbers are indices into the plan's tables. Variants are only appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepV1 {
+    /// The host record: directory, owner file, copy of the plan.
+    ReserveRecord,
+    /// The reservation of the clone's name.
+    ClaimName,
+    /// One staging directory with its nonce file.
+    CreateStaging {
+        /// Which directory.
+        directory: u32,
+    },
+    /// A check: does the source's host see the nonces beside its disks (shared storage)?
+    DetectSharedStorage,
+    /// An empty staged image of the right size, mode and owner.
+    CreateDisk {
+        /// Which disk.
+        disk: u32,
+    },
+    /// The bytes of the image.
+    TransferDisk {
+        /// Which disk.
+        disk: u32,
+    },
+    /// A check: the staged image, read back from the disk, is the source's.
+    VerifyDisk {
+        /// Which disk.
+        disk: u32,
+    },
+    /// The staged image under its final name, by link.
+    PublishDisk {
+        /// Which disk.
+        disk: u32,
+    },
+    /// The clone's definition, marked unfinished.
+    DefineDomain,
+}
+
+/// A step after the commit. Forward only. Variants are only appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CleanUpStepV1 {
+    /// Metadata state `finished`, the clone's own title.
+    FinishDomain,
+    /// The claim on the name is given back.
+    ReleaseClaim,
+    /// The clone starts with its host, as the source did.
+    SetAutostart,
+    /// The clone is started, as asked.
+    StartDomain,
+    /// One staging directory goes, with what is left in it.
+    RemoveStaging {
+        /// Which directory.
+        directory: u32,
+    },
+    /// A pool learns of the new files.
+    RefreshPool {
+        /// Index into `PlanV1::pools`.
+        pool: u32,
+    },
+    /// The host record goes, last.
+    RemoveRecord,
+}

@@ -1,0 +1,46 @@
+//! The state machine: run, resume, rollback, clean-up, and the recovery table. Knows nothing of ssh, libvirt or sled.
+
+use journal_format::{FailureV1, FindingV1, RecordV1, StepRef};
+
+
+/// Who watches a transaction. The engine never reads anything back from it.
+pub trait Observer {
+    /// A record became durable.
+    fn appended(&mut self, sequence: u64, record: &RecordV1);
+    /// A step that moves bytes moved some.
+    fn progress(&mut self, progress: &Progress);
+    /// Something an operator should know that changes nothing.
+    fn warning(&mut self, message: &str);
+}
+
+/// How far a step that moves bytes is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Which step.
+    pub step: StepRef,
+    /// Image bytes dealt with, holes included.
+    pub done_bytes: u64,
+    /// Image bytes in all.
+    pub total_bytes: u64,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The clone is there (exit 0); what clean-up had to leave is listed.
+    Committed {
+        /// For people.
+        warnings: Vec<String>,
+    },
+    /// The world is as before: because it was asked for (`None`, exit 0) or after a failure (exit 1, or its own).
+    RolledBack {
+        /// Why.
+        failure: Option<FailureV1>,
+    },
+    /// It can go on (exit 3, or 7 when somebody else holds it).
+    Suspended(FailureV1),
+    /// A person must act (exit 4).
+    Stuck(FindingV1),
+    /// What was asked does not fit the transaction's state; nothing was done (exit 5).
+    Refused(FailureV1),
+}

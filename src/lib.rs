@@ -1,0 +1,17 @@
+//! kvm-clone clones libvirt/KVM virtual machines between hosts as journaled, resumable transactions.
+//! ARCHITECTURE.md is the map. Dependencies point inwards: `cli` → `host`, `journal` stores → `engine` → `steps` →
+//! `transfer`, `domain` → `world` → `journal_format`.
+
+pub mod cli;
+pub mod domain;
+pub mod engine;
+pub mod host;
+pub mod journal;
+pub mod plan;
+pub mod preflight;
+pub mod report;
+pub mod request;
+pub mod steps;
+pub mod survey;
+pub mod transfer;
+pub mod world;

@@ -1,0 +1,1 @@
+//! survey + request → plan. Pure.

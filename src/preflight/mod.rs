@@ -1,0 +1,1 @@
+//! survey + request → every blocker at once. Pure.

@@ -1,0 +1,1 @@
+//! How a transaction is shown: progress, tables, JSON, the transaction log. Prints nothing itself.

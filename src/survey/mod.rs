@@ -1,0 +1,1 @@
+//! The read-only facts gathered from both hosts before planning.

@@ -1,0 +1,1 @@
+//! The chunk pipeline above World: manifest, resume, verification.
