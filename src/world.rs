@@ -344,6 +344,10 @@ pub trait Host {
     /// The agent that does all this.
     fn agent(&self) -> Result<ProcessId, Fault>;
 
+    /// Names what the agent may change: these paths, and all below those that end in `/`. Adds to earlier calls.
+    /// The host record and the claims need no naming. Everything else is refused by the agent itself (`Denied`).
+    fn allow(&self, paths: &[String]) -> Result<(), Fault>;
+
     /// `lstat`; `None` when there is nothing.
     fn stat(&self, path: &str) -> Result<Option<FileStat>, Fault>;
     /// A small file's content, at most `max_bytes` of it; `None` when there is nothing. Follows no symlink at the end.

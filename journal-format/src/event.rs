@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{ChunkValue, Epoch, Inode, UnixMillis};
-use crate::plan::PlanV1;
+use crate::plan::{PlanV1, SourceStampV1};
 
 /// The payload of a frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,8 @@ pub enum EventV1 {
     Reopened {
         /// Which step.
         step: StepRef,
+        /// Why.
+        cause: ReopenCauseV1,
         /// Why, for people.
         why: String,
     },
@@ -100,6 +102,13 @@ pub enum EventV1 {
         /// Which one.
         end: EndV1,
     },
+    /// A source's image has another stamp than before; what of the ledger is no longer so has been taken out of it.
+    SourceChanged {
+        /// Index into `PlanV1::disks`.
+        disk: u32,
+        /// The stamp that the ledger belongs to from here on.
+        stamp: SourceStampV1,
+    },
     /// A clean-up step could not be carried out; it is left for `recover`.
     LeftBehind {
         /// Which step.
@@ -107,6 +116,17 @@ pub enum EventV1 {
         /// Why.
         failure: FailureV1,
     },
+}
+
+/// Why a done step is applied again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReopenCauseV1 {
+    /// Its effect is gone or incomplete.
+    EffectGone,
+    /// The source's image changed.
+    SourceChanged,
+    /// What was read back from the destination is not what was sent.
+    ReadBackDiffers,
 }
 
 /// What an attempt was opened for.

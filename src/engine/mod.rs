@@ -2,7 +2,6 @@
 
 use journal_format::{FailureV1, FindingV1, RecordV1, StepRef};
 
-
 /// Who watches a transaction. The engine never reads anything back from it.
 pub trait Observer {
     /// A record became durable.
