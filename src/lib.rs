@@ -5,8 +5,11 @@
 pub mod cli;
 pub mod domain;
 pub mod engine;
+pub mod failure;
+pub mod history;
 pub mod host;
 pub mod journal;
+pub mod observer;
 pub mod plan;
 pub mod preflight;
 pub mod report;

@@ -9,7 +9,7 @@ pub mod plan;
 
 pub use event::{
     AttemptPurpose, ChunkRecordV1, ChunkState, EndV1, EventV1, FailureClassV1, FailureV1, FindingV1, OutcomeV1,
-    RecordV1, StepRef,
+    RecordV1, ReopenCauseV1, StepRef,
 };
 pub use identity::{ChunkValue, ControllerId, DomainUuid, Epoch, Inode, TxnId, UnixMillis};
 pub use plan::{

@@ -1,27 +1,8 @@
 //! The state machine: run, resume, rollback, clean-up, and the recovery table. Knows nothing of ssh, libvirt or sled.
 
-use journal_format::{FailureV1, FindingV1, RecordV1, StepRef};
+use journal_format::{FailureV1, FindingV1};
 
-/// Who watches a transaction. The engine never reads anything back from it.
-pub trait Observer {
-    /// A record became durable.
-    fn appended(&mut self, sequence: u64, record: &RecordV1);
-    /// A step that moves bytes moved some.
-    fn progress(&mut self, progress: &Progress);
-    /// Something an operator should know that changes nothing.
-    fn warning(&mut self, message: &str);
-}
-
-/// How far a step that moves bytes is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// Which step.
-    pub step: StepRef,
-    /// Image bytes dealt with, holes included.
-    pub done_bytes: u64,
-    /// Image bytes in all.
-    pub total_bytes: u64,
-}
+pub use crate::observer::{Observer, Progress};
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

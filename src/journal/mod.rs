@@ -1,5 +1,7 @@
 //! The durable record of a transaction, as the engine sees it. Stores are in the files beside this one.
 
+pub mod recorder;
+
 use std::collections::BTreeMap;
 
 use journal_format::{ChunkRecordV1, ChunkState, Epoch, RecordV1, TxnId};

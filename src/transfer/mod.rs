@@ -1,1 +1,162 @@
-//! The chunk pipeline above World: manifest, resume, verification.
+//! The chunk pipeline above World: what is missing, what was read back, and the root of it all.
+//!
+//! Never records a chunk before the destination said that it is durable.
+
+pub mod manifest;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use journal_format::{ChunkRecordV1, ChunkState, StepRef};
+
+use crate::journal::JournalError;
+use crate::journal::recorder::Recorder;
+use crate::observer::Progress;
+use crate::world::{ChunkGeometry, ChunkSink, SinkClosed};
+
+/// Chunks that the ledger does not have, as ascending ranges.
+pub fn missing(geometry: ChunkGeometry, ledger: &BTreeMap<u64, ChunkState>) -> Vec<Range<u64>> {
+    let mut gaps = Vec::new();
+    let mut next = 0;
+    for &index in ledger.keys().take_while(|index| **index < geometry.chunk_count()) {
+        if next < index {
+            gaps.push(next..index);
+        }
+        next = index + 1;
+    }
+    if next < geometry.chunk_count() {
+        gaps.push(next..geometry.chunk_count());
+    }
+    gaps
+}
+
+/// Chunks that the ledger has as data, as ascending ranges.
+pub fn data_ranges(ledger: &BTreeMap<u64, ChunkState>) -> Vec<Range<u64>> {
+    ranges_of(ledger.iter().filter(|(_, state)| matches!(state, ChunkState::Data(_))).map(|(index, _)| *index))
+}
+
+/// Ascending numbers as ranges.
+pub fn ranges_of(indices: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for index in indices {
+        match ranges.last_mut() {
+            Some(range) if range.end == index => range.end += 1,
+            _ => ranges.push(index..index + 1),
+        }
+    }
+    ranges
+}
+
+/// Bytes of these chunks.
+pub fn bytes_of(geometry: ChunkGeometry, ranges: &[Range<u64>]) -> u64 {
+    let chunk = u64::from(geometry.chunk_bytes);
+    ranges.iter().map(|range| (range.end * chunk).min(geometry.image_bytes) - range.start * chunk).sum()
+}
+
+/// Puts what became durable into the ledger, and tells how far it is.
+pub struct LedgerSink<'r, 'a> {
+    recorder: &'r mut Recorder<'a>,
+    disk: u32,
+    geometry: ChunkGeometry,
+    progress: Progress,
+    /// Why the ledger could not be written, if so.
+    pub error: Option<JournalError>,
+}
+
+impl<'r, 'a> LedgerSink<'r, 'a> {
+    /// For a copy of what is missing.
+    pub fn new(
+        recorder: &'r mut Recorder<'a>,
+        step: StepRef,
+        disk: u32,
+        geometry: ChunkGeometry,
+        missing_bytes: u64,
+    ) -> Self {
+        let progress =
+            Progress { step, done_bytes: geometry.image_bytes - missing_bytes, total_bytes: geometry.image_bytes };
+        recorder.observer.progress(&progress);
+        Self { recorder, disk, geometry, progress, error: None }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.progress.done_bytes += bytes;
+        self.recorder.observer.progress(&self.progress);
+    }
+}
+
+impl ChunkSink for LedgerSink<'_, '_> {
+    fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        if let Err(error) = self.recorder.record_chunks(self.disk, records) {
+            self.error = Some(error);
+            return Err(SinkClosed);
+        }
+        self.advance(records.iter().map(|record| self.geometry.chunk_len(record.index)).sum());
+        Ok(())
+    }
+
+    fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
+        self.advance(bytes_of(self.geometry, &[chunks]));
+        Ok(())
+    }
+}
+
+/// Compares what is read with the ledger (what the ledger does not have must be zero) and keeps what differs.
+pub struct CompareSink<'r, 'a> {
+    recorder: &'r mut Recorder<'a>,
+    expected: &'r BTreeMap<u64, ChunkState>,
+    geometry: ChunkGeometry,
+    progress: Progress,
+    /// Chunks that differ, ascending.
+    pub differing: Vec<u64>,
+}
+
+impl<'r, 'a> CompareSink<'r, 'a> {
+    /// For reading `total_bytes` in all.
+    pub fn new(
+        recorder: &'r mut Recorder<'a>,
+        step: StepRef,
+        expected: &'r BTreeMap<u64, ChunkState>,
+        geometry: ChunkGeometry,
+        total_bytes: u64,
+    ) -> Self {
+        let progress = Progress { step, done_bytes: 0, total_bytes };
+        Self { recorder, expected, geometry, progress, differing: Vec::new() }
+    }
+}
+
+impl ChunkSink for CompareSink<'_, '_> {
+    fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        for record in records {
+            if self.expected.get(&record.index).copied().unwrap_or(ChunkState::Zero) != record.state {
+                self.differing.push(record.index);
+            }
+            self.progress.done_bytes += self.geometry.chunk_len(record.index);
+        }
+        self.recorder.observer.progress(&self.progress);
+        Ok(())
+    }
+
+    fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
+        self.progress.done_bytes += bytes_of(self.geometry, std::slice::from_ref(&chunks));
+        let data = self.expected.range(chunks).filter(|(_, state)| matches!(state, ChunkState::Data(_)));
+        self.differing.extend(data.map(|(index, _)| *index));
+        self.recorder.observer.progress(&self.progress);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_and_ranges_are_complements() {
+        let geometry = ChunkGeometry { image_bytes: 10 * 1024 + 1, chunk_bytes: 1024 };
+        let ledger: BTreeMap<_, _> = [0, 1, 4, 10].map(|index| (index, ChunkState::Zero)).into();
+        assert_eq!(missing(geometry, &ledger), [2..4, 5..10]);
+        assert_eq!(ranges_of(ledger.keys().copied()), [0..2, 4..5, 10..11]);
+        assert_eq!(bytes_of(geometry, &[10..11]), 1);
+        assert_eq!(missing(geometry, &BTreeMap::new()), [0..11]);
+        assert_eq!(missing(ChunkGeometry { image_bytes: 0, chunk_bytes: 1024 }, &BTreeMap::new()), []);
+    }
+}
