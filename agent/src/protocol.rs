@@ -1,0 +1,647 @@
+//! The wire protocol between controller and agent: its words and their bytes, shared by both ends.
+//!
+//! Pure encoding and decoding over slices, no I/O. Every size has a bound, and no bytes make a decoder panic.
+//!
+//! The agent writes [`PREAMBLE`], then `Hello` as the reply to request 0. The controller sends `Attach` first.
+//! Every request is answered by exactly one `Reply` frame of its id, in the order of the requests (`Ping` overtakes) —
+//! but those that open a stream: they are answered by frames of the stream, whose id is the request's, and the last
+//! frame of every stream is `Message::Ended`. Frames for a stream that has ended are dropped without a word.
+//!
+//! | stream | controller sends | agent sends |
+//! | --- | --- | --- |
+//! | `HashChunks` | `Cancel` | `Hashed`, `Holes`, ascending; `Ended` |
+//! | `SendChunks` | `Grant`, `Cancel` | `Piece`, `Holes`, `Zeros`, ascending; `Ended` |
+//! | `ReceiveChunks` | `Piece`, `Punch`, then `Finish`; `Cancel` | `Grant`, `Durable`; `Ended` |
+//! | `OpenRelay` | `Bytes`, `Grant`, `Cancel` | `Opened`, `Bytes`, `Grant`; `Ended` |
+//!
+//! **Credit.** The sender of pieces or bytes may have as many bytes outstanding as it was granted. `SendChunks` says how
+//! many bytes it starts with; `ReceiveChunks` starts with [`RECEIVE_CREDIT_BYTES`], and each `Punch` costs
+//! [`PUNCH_CREDIT_BYTES`] of it; both directions of a relay start with [`RELAY_CREDIT_BYTES`]. Only bytes of chunks or of
+//! the relay count, headers do not.
+
+use std::ops::Range;
+
+use journal_format::{ChunkRecordV1, Inode, TxnId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use crate::chunk::Geometry;
+pub use frame::{
+    CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, PIECE_BYTES_MAX, PIECE_HEADER_BYTES,
+    PREAMBLE, PROTOCOL_VERSION, PieceHeader, RELAY_BYTES_MAX, split_frame,
+};
+
+mod frame;
+
+/// The transactions' host records on a destination.
+pub const HOST_RECORD_ROOT: &str = "/var/lib/kvm-clone/host";
+/// Name of an agent's process (`/proc/<pid>/comm`): what `KillAgent` looks for before it kills.
+pub const AGENT_COMM: &str = "kvm-clone-agent";
+/// The agent exits by itself after so much silence of the controller.
+pub const SILENCE_SECONDS_MAX: u32 = 30;
+/// The controller pings at least this often.
+pub const PING_INTERVAL_SECONDS: u32 = 5;
+/// Streams of chunks (not relays) that an agent has open at a time, at most; one more ends with `Busy`.
+pub const CHUNK_STREAMS_MAX: usize = 6;
+/// Relays that an agent has open at a time, at most; one more ends with `Busy`.
+pub const RELAYS_MAX: usize = 8;
+/// Requests waiting in an agent at most; one more is answered with `Busy`.
+pub const REQUESTS_WAITING_MAX: usize = 256;
+/// Chunks in one `Hashed` or `Durable`, at most.
+pub const BATCH_CHUNKS_MAX: usize = 256;
+/// Ranges in a job at most: a job for more is given in parts.
+pub const WANTED_RANGES_MAX: usize = 100_000;
+/// Bytes of a file that `Read` gives at most.
+pub const READ_BYTES_MAX: u64 = 3 << 20;
+/// Bytes outstanding on a stream of chunks at most; a grant beyond it is cut to it. At least two chunks of any size.
+pub const CREDIT_BYTES_MAX: u64 = 32 << 20;
+/// What the controller may send on a `ReceiveChunks` stream before the first grant.
+pub const RECEIVE_CREDIT_BYTES: u64 = CREDIT_BYTES_MAX;
+/// What a `Punch` costs.
+pub const PUNCH_CREDIT_BYTES: u64 = 4096;
+/// What either end may send on a relay before the first grant.
+pub const RELAY_CREDIT_BYTES: u64 = 256 << 10;
+
+/// What the controller asks of the agent. A path is absolute, without `.`, `..`, `//` or a `/` at the end; its last
+/// component is never followed if it is a symlink.
+///
+/// *Changing* requests are refused (`Denied`) in the roles `Source` and `Look`. In the role `Destination` they are
+/// refused (`Fenced`) while the agent does not hold the owner lock, except on the host record that the transaction
+/// builds or clears; and always (`Denied`) outside the host record, the claims, and what `Allow` named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Who asks, and as what. Once, first. Reply: `Done`.
+    Attach(Attach),
+    /// Answered at once, whatever the agent is doing. Reply: `Pong`.
+    Ping,
+    /// Paths that may be changed, each with everything below it; added to those named before. Reply: `Done`.
+    Allow {
+        /// At least two components each.
+        paths: Vec<String>,
+    },
+
+    /// `lstat`. Reply: `Stat`.
+    Stat {
+        /// What.
+        path: String,
+    },
+    /// A file's first bytes. Reply: `Content`.
+    Read {
+        /// Which regular file.
+        path: String,
+        /// At most [`READ_BYTES_MAX`].
+        max_bytes: u64,
+    },
+    /// Names in a directory, sorted; what is not UTF-8 in them becomes U+FFFD. Reply: `Names`.
+    List {
+        /// Which directory.
+        directory: String,
+    },
+    /// The real path behind symlinks. Reply: `Resolved`.
+    Resolve {
+        /// May end in a symlink.
+        path: String,
+    },
+    /// `statfs`. Reply: `Filesystem`.
+    Filesystem {
+        /// Something on it.
+        path: String,
+    },
+    /// Numbers of a user and of a group by name, from `/etc/passwd` and `/etc/group`. Reply: `Ids`.
+    IdsOf {
+        /// User's name.
+        user: String,
+        /// Group's name.
+        group: String,
+    },
+
+    /// Makes a directory with exactly these permission bits. Changing. Reply: `Made`.
+    MakeDir {
+        /// Its name, free so far.
+        path: String,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Makes a file with exactly these permission bits. If its content cannot be written, it is removed again.
+    /// Changing. Reply: `Made`.
+    MakeFile {
+        /// Its name, free so far.
+        path: String,
+        /// Permission bits.
+        mode: u32,
+        /// All of it.
+        content: Vec<u8>,
+    },
+    /// Writes into a file that is there. Changing. Reply: `Done`.
+    WriteAt {
+        /// Which file.
+        path: String,
+        /// What it must be.
+        inode: Inode,
+        /// Where, in bytes.
+        offset: u64,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Sets a file's length; with `allocate` its blocks too, all or none. Changing. Reply: `Done`.
+    SetSize {
+        /// Which file.
+        path: String,
+        /// What it must be.
+        inode: Inode,
+        /// Its new length.
+        bytes: u64,
+        /// Its blocks too.
+        allocate: bool,
+    },
+    /// Sets owner, group and permission bits. Changing. Reply: `Done`.
+    SetAttributes {
+        /// Which file or directory.
+        path: String,
+        /// What it must be.
+        inode: Inode,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// `fsync` of a file or directory. Refused in `Source` and `Look`, never fenced. Reply: `Done`.
+    Sync {
+        /// What.
+        path: String,
+    },
+    /// `syncfs`. Refused in `Source` and `Look`, never fenced. Reply: `Done`.
+    SyncFilesystem {
+        /// Something on it.
+        path: String,
+    },
+    /// A second name for a file. Changing (`to` counts). Reply: `Done`.
+    Link {
+        /// A name that it has.
+        from: String,
+        /// The other, free so far.
+        to: String,
+    },
+    /// A new name, never in place of another. Changing (both count). Reply: `Done`.
+    Rename {
+        /// Its name.
+        from: String,
+        /// The new one, free so far.
+        to: String,
+    },
+    /// Removes a name if it is that inode. Already gone is fine. Changing. Reply: `Done`.
+    Unlink {
+        /// Which name.
+        path: String,
+        /// What it must be.
+        inode: Inode,
+    },
+    /// Removes an empty directory. Already gone is fine. Changing. Reply: `Done`.
+    RemoveDir {
+        /// Which directory.
+        path: String,
+    },
+
+    /// Takes an exclusive OFD lock on a file of the transaction's host record and keeps it until the agent ends, or
+    /// until another inode is asked for. Only in the role `Destination`. Reply: `OwnerLock`.
+    LockOwner {
+        /// In `<root>/<txn>`, `<root>/.new-<txn>` or `<root>/.gone-<txn>`.
+        path: String,
+    },
+    /// Kills an agent, only if pid, start time and [`AGENT_COMM`] are right, and waits for its end. Already gone is
+    /// fine. Only in the role `Destination`. Reply: `Done`.
+    KillAgent {
+        /// Whom.
+        agent: ProcessId,
+    },
+    /// Takes QEMU's image locks as a reader that shares neither writing nor resizing, until `UnlockImage` or the
+    /// agent's end; they follow the file through link and rename. A second time is fine. Reply: `Made` with its inode.
+    LockImage {
+        /// Which image.
+        path: String,
+    },
+    /// Lets go of an image, under whatever name. Not held is fine. Reply: `Done`.
+    UnlockImage {
+        /// Which image.
+        path: String,
+    },
+
+    /// Opens a stream of chunk values.
+    HashChunks(HashJob),
+    /// Opens a stream of chunks: the source half of a copy.
+    SendChunks(SendJob),
+    /// Opens a stream of chunks: the destination half of a copy. Changing.
+    ReceiveChunks(ReceiveJob),
+    /// Opens a stream of bytes to libvirt's socket.
+    OpenRelay,
+}
+
+/// What the agent answers to a request that opens no stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The agent is there; the answer to no request (id 0).
+    Hello(Hello),
+    /// It is done.
+    Done,
+    /// To `Ping`.
+    Pong,
+    /// What was made, or locked.
+    Made {
+        /// Its inode.
+        inode: Inode,
+    },
+    /// To `Stat`; `None`: there is nothing.
+    Stat(Option<FileStat>),
+    /// To `Read`; `None`: there is nothing.
+    Content(Option<Vec<u8>>),
+    /// To `List`; `None`: there is nothing.
+    Names(Option<Vec<String>>),
+    /// To `Resolve`; `None`: there is nothing.
+    Resolved(Option<String>),
+    /// To `Filesystem`.
+    Filesystem(FilesystemFacts),
+    /// To `IdsOf`; `None`: no such name.
+    Ids {
+        /// The user's number.
+        user: Option<u32>,
+        /// The group's number.
+        group: Option<u32>,
+    },
+    /// To `LockOwner`.
+    OwnerLock(OwnerLock),
+}
+
+/// About a stream, ahead of everything that waits in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steer {
+    /// So many bytes more may be sent.
+    Grant {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Controller to agent: enough. The stream ends with `Cancelled` (or as it just did anyway).
+    Cancel,
+}
+
+/// In a stream, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Values of chunks, ascending; at most [`BATCH_CHUNKS_MAX`]. Allocated zeros are `Zero` too.
+    Hashed {
+        /// Them.
+        records: Vec<ChunkRecordV1>,
+    },
+    /// Chunks that lie in holes of the file.
+    Holes {
+        /// Which.
+        chunks: Range<u64>,
+    },
+    /// Chunks that were read and hold only zeros.
+    Zeros {
+        /// Which.
+        chunks: Range<u64>,
+    },
+    /// Controller to agent: make these chunks zero, by a hole where the filesystem can.
+    Punch {
+        /// Which.
+        chunks: Range<u64>,
+    },
+    /// Controller to agent: nothing more comes; sync, acknowledge, end.
+    Finish,
+    /// These chunks are on the disk and survive a power cut; at most [`BATCH_CHUNKS_MAX`], in no order.
+    Durable {
+        /// Them.
+        records: Vec<ChunkRecordV1>,
+    },
+    /// The relay is connected.
+    Opened,
+    /// Nothing more comes, and this is why. A relay ends with `Ok` when libvirt closed it.
+    Ended(Result<(), Failure>),
+}
+
+/// Who the agent is, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`]; also in every frame header.
+    pub protocol: u8,
+    /// The agent's own version.
+    pub version: String,
+    /// Its process.
+    pub agent: ProcessId,
+    /// Its effective user: 0, or hardly anything will work.
+    pub uid: u32,
+    /// `/etc/machine-id`; empty where there is none.
+    pub machine_id: String,
+    /// `uname -n`.
+    pub hostname: String,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// CPUs online.
+    pub cpus: u32,
+}
+
+/// What the controller opens with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The transaction; `None` only in the role `Look`.
+    pub txn: Option<TxnId>,
+    /// What the agent is for.
+    pub role: Role,
+    /// The agent ends after so much silence, from 1 s to [`SILENCE_SECONDS_MAX`].
+    pub silence_seconds: u32,
+    /// For tests.
+    pub overrides: Overrides,
+}
+
+/// Other places than the real ones, for tests. All `None` in earnest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overrides {
+    /// In place of libvirt's sockets.
+    pub libvirt_socket: Option<String>,
+    /// In place of [`HOST_RECORD_ROOT`].
+    pub host_record_root: Option<String>,
+}
+
+/// What an agent is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// On the source: reads, hashes, locks images. Changes nothing.
+    Source,
+    /// On the destination: changes what the transaction owns.
+    Destination,
+    /// Survey: changes nothing.
+    Look,
+}
+
+/// A process on a host: both numbers together name it for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot (`/proc/<pid>/stat`, field 22).
+    pub started: u64,
+}
+
+/// Kind of a directory entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A block device.
+    BlockDevice,
+    /// Anything else.
+    Other,
+}
+
+/// What `lstat` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// What it is.
+    pub kind: FileKind,
+    /// Its inode.
+    pub inode: Inode,
+    /// Device number: comparable until the next mount.
+    pub device: u64,
+    /// Bytes; of a block device its capacity.
+    pub size: u64,
+    /// Bytes allocated (`st_blocks` × 512).
+    pub allocated: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names it has.
+    pub links: u64,
+    /// Nanoseconds since 1970.
+    pub mtime_ns: i128,
+    /// Nanoseconds since 1970.
+    pub ctime_ns: i128,
+}
+
+/// What `statfs` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesystemFacts {
+    /// Device number: two paths with the same number share the space.
+    pub device: u64,
+    /// Bytes that root may still write.
+    pub available_bytes: u64,
+    /// Inodes free; `None` where the filesystem does not count them.
+    pub available_inodes: Option<u64>,
+    /// Type by name, such as `ext4`, or its magic in hexadecimal.
+    pub kind: String,
+    /// Mounted read-only.
+    pub read_only: bool,
+    /// Reached over a network.
+    pub network: bool,
+}
+
+/// An attempt at the owner lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnerLock {
+    /// The agent holds it.
+    Held {
+        /// The file that is locked: compare with the path afterwards.
+        inode: Inode,
+    },
+    /// Another process holds it.
+    Taken,
+    /// There is no such file.
+    Missing,
+}
+
+/// Hashing chunks of one file. The file must be as large as the geometry says (`Changed` otherwise).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HashJob {
+    /// The file.
+    pub path: String,
+    /// What it must be, where that is known.
+    pub inode: Option<Inode>,
+    /// Size and chunks.
+    pub geometry: Geometry,
+    /// Which chunks: ascending, disjoint; at most [`WANTED_RANGES_MAX`] ranges.
+    pub wanted: Vec<Range<u64>>,
+    /// Go to the disk: `O_DIRECT`, or the page cache dropped first.
+    pub reread: bool,
+}
+
+/// The source half of a copy. The file must be as large as the geometry says (`Changed` otherwise).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendJob {
+    /// The image.
+    pub path: String,
+    /// Size and chunks.
+    pub geometry: Geometry,
+    /// Which chunks: ascending, disjoint; at most [`WANTED_RANGES_MAX`] ranges.
+    pub wanted: Vec<Range<u64>>,
+    /// Bytes that may be sent before the first grant; at most [`CREDIT_BYTES_MAX`]. A chunk is read once the credit covers
+    /// a full one, so an end that never lets it reach `chunk_bytes` waits for ever.
+    pub credit_bytes: u64,
+}
+
+/// The destination half of a copy. The file must be as large as the geometry says (`Changed` otherwise).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveJob {
+    /// The image.
+    pub path: String,
+    /// What it must be.
+    pub inode: Inode,
+    /// Size and chunks.
+    pub geometry: Geometry,
+}
+
+/// Why a request was not carried out, or a stream ended early.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{detail}")]
+pub struct Failure {
+    /// Which kind.
+    pub kind: FailureKind,
+    /// In words, with the object.
+    pub detail: String,
+}
+
+/// Kinds of failure. They map one to one onto the engine's, but for those that say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// No such thing.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// The directory holds something.
+    NotEmpty,
+    /// No space or quota left.
+    NoSpace,
+    /// The kernel denies it, or the agent's role or list does.
+    Denied,
+    /// The disk or the kernel reports an error.
+    Io,
+    /// The filesystem or the kernel cannot do this.
+    Unsupported,
+    /// The path is no longer the inode, or the size, that was named.
+    Changed,
+    /// Somebody holds an image lock that conflicts.
+    InUse,
+    /// libvirt's socket is not there, or nobody answers.
+    LibvirtDown,
+    /// Something did not happen within its bound.
+    TimedOut,
+    /// The agent does not hold the owner lock.
+    Fenced,
+    /// A chunk arrived with bytes that do not have its value (an I/O error of the wire).
+    Mismatch,
+    /// The controller cancelled the stream.
+    Cancelled,
+    /// Too much at a time (the controller broke a bound).
+    Busy,
+    /// The controller said something that makes no sense here.
+    Protocol,
+}
+
+/// Bytes that are not the protocol, or not this version of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// No frame begins here.
+    #[error("not a frame: the other end does not speak the agent's protocol, or bytes were lost")]
+    Magic,
+    /// Another version.
+    #[error("the other end speaks version {theirs} of the agent's protocol, this one version {PROTOCOL_VERSION}")]
+    Version {
+        /// The other end's.
+        theirs: u8,
+    },
+    /// A kind of frame that there is not.
+    #[error("unknown kind of frame: {0}")]
+    Kind(u8),
+    /// Above a bound.
+    #[error("a payload of {bytes} bytes: at most {bound} are allowed")]
+    TooLarge {
+        /// Bytes of the payload.
+        bytes: u64,
+        /// Bytes allowed.
+        bound: usize,
+    },
+    /// A piece that does not lie within its chunk.
+    #[error("a piece that does not lie within its chunk")]
+    Piece,
+    /// A payload that does not decode.
+    #[error("a payload that cannot be read: {0}")]
+    Payload(String),
+    /// Bytes behind the end of a value.
+    #[error("a payload with {0} bytes behind its end")]
+    Trailing(usize),
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<CONTROL_BYTES_MAX>()
+}
+
+/// A whole control frame: header and encoded value. `TooLarge` if it exceeds [`CONTROL_BYTES_MAX`].
+fn encode<T: Serialize>(kind: FrameKind, id: u32, value: &T) -> Result<Vec<u8>, ProtocolError> {
+    let mut bytes = vec![0; FRAME_HEADER_BYTES];
+    bincode::serde::encode_into_std_write(value, &mut bytes, config())
+        .map_err(|error| ProtocolError::Payload(error.to_string()))?;
+    let payload_bytes = bytes.len() - FRAME_HEADER_BYTES;
+    let header = u32::try_from(payload_bytes)
+        .ok()
+        .filter(|_| payload_bytes <= kind.payload_bytes_max())
+        .map(|payload_bytes| FrameHeader { kind, id, payload_bytes })
+        .ok_or(ProtocolError::TooLarge { bytes: payload_bytes as u64, bound: kind.payload_bytes_max() })?;
+    bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
+    Ok(bytes)
+}
+
+fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ProtocolError> {
+    let (value, consumed) = bincode::serde::decode_from_slice(payload, config())
+        .map_err(|error| ProtocolError::Payload(error.to_string()))?;
+    match payload.len() - consumed {
+        0 => Ok(value),
+        trailing => Err(ProtocolError::Trailing(trailing)),
+    }
+}
+
+/// A whole `Request` frame.
+pub fn encode_request(id: u32, request: &Request) -> Result<Vec<u8>, ProtocolError> {
+    encode(FrameKind::Request, id, request)
+}
+
+/// A whole `Reply` frame.
+pub fn encode_reply(id: u32, reply: &Result<Reply, Failure>) -> Result<Vec<u8>, ProtocolError> {
+    encode(FrameKind::Reply, id, reply)
+}
+
+/// A whole `Steer` frame.
+pub fn encode_steer(id: u32, steer: Steer) -> Result<Vec<u8>, ProtocolError> {
+    encode(FrameKind::Steer, id, &steer)
+}
+
+/// A whole `Message` frame.
+pub fn encode_message(id: u32, message: &Message) -> Result<Vec<u8>, ProtocolError> {
+    encode(FrameKind::Message, id, message)
+}
+
+/// The payload of a `Request` frame.
+pub fn decode_request(payload: &[u8]) -> Result<Request, ProtocolError> {
+    decode(payload)
+}
+
+/// The payload of a `Reply` frame.
+pub fn decode_reply(payload: &[u8]) -> Result<Result<Reply, Failure>, ProtocolError> {
+    decode(payload)
+}
+
+/// The payload of a `Steer` frame.
+pub fn decode_steer(payload: &[u8]) -> Result<Steer, ProtocolError> {
+    decode(payload)
+}
+
+/// The payload of a `Message` frame.
+pub fn decode_message(payload: &[u8]) -> Result<Message, ProtocolError> {
+    decode(payload)
+}
