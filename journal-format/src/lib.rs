@@ -4,14 +4,22 @@
 //! the format: once released its fields and the order of its variants never change (see SPEC.md).
 
 pub mod event;
+pub mod frame;
 pub mod identity;
+pub mod ledger;
+pub mod owner;
 pub mod plan;
+mod wire;
 
 pub use event::{
     AttemptPurpose, ChunkRecordV1, ChunkState, EndV1, EventV1, FailureClassV1, FailureV1, FindingV1, OutcomeV1,
     RecordV1, ReopenCauseV1, StepRef,
 };
+pub use frame::{ChainEnd, EncodeError, Envelope, Frame, FrameError, FrameHash};
 pub use identity::{ChunkValue, ControllerId, DomainUuid, Epoch, Inode, TxnId, UnixMillis};
+pub use ledger::{LedgerError, LedgerSeal};
+pub use owner::{DirectionV1, OwnerError, OwnerV1, SlotError};
 pub use plan::{
     CleanUpStepV1, DirectoryV1, DiskFormat, DiskV1, EndpointV1, OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1,
 };
+pub use wire::VALUE_BYTES_MAX;
