@@ -1,1 +1,13 @@
-//! How a transaction is shown: progress, tables, JSON, the transaction log. Prints nothing itself.
+//! How a transaction is shown: status, the transaction log, tables, live progress. Everything here makes text or plain
+//! data from records; nothing here prints, locks or changes anything (`cli` prints).
+
+pub mod list;
+pub mod live;
+pub mod plan;
+pub mod quantity;
+mod reading;
+pub mod show;
+pub mod status;
+pub mod step;
+pub mod table;
+pub mod transaction;

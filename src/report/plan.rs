@@ -1,0 +1,154 @@
+//! What `run --dry-run` says of a plan: every step, the bytes, where they go, and about how long it takes.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use journal_format::{DiskFormat, PlanV1};
+use serde::Serialize;
+
+use super::quantity::{bytes, duration, printable};
+use super::step::{all_steps, describe};
+use super::table::lay_out;
+use super::transaction::StepId;
+
+/// What a relay over one ssh connection is reckoned to move where nothing limits it: an estimate for people.
+const ESTIMATED_BYTES_PER_SECOND: u64 = 200_000_000;
+
+/// A plan as `run --dry-run --json` gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanView {
+    /// The source host as the user named it.
+    pub source: String,
+    /// The VM that would be cloned.
+    pub vm: String,
+    /// The destination host as the user named it.
+    pub destination: String,
+    /// The clone's name.
+    pub new_name: String,
+    /// The clone's UUID in this plan; another run would choose another.
+    pub clone_uuid: String,
+    /// The disks.
+    pub disks: Vec<PlannedDisk>,
+    /// Bytes that are allocated on the source and so would be moved.
+    pub allocated_bytes: u64,
+    /// Seconds that moving and reading back would take, about.
+    pub estimated_seconds: u64,
+    /// VMs that would be replaced: none, as long as replacing is not asked for.
+    pub replaces: Vec<String>,
+    /// Every step, in order.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// A disk in a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedDisk {
+    /// Target in the definition.
+    pub target: String,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// The image on the source.
+    pub source_path: String,
+    /// The image's final name.
+    pub final_path: String,
+    /// Bytes of the image file, holes included.
+    pub size_bytes: u64,
+    /// Bytes allocated on the source.
+    pub allocated_bytes: u64,
+}
+
+/// A step in a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedStep {
+    /// Which one.
+    #[serde(flatten)]
+    pub id: StepId,
+    /// Its kind.
+    pub kind: &'static str,
+    /// What it is about.
+    pub object: String,
+    /// One line for people.
+    pub description: String,
+}
+
+impl From<&PlanV1> for PlanView {
+    fn from(plan: &PlanV1) -> Self {
+        let options = &plan.request.options;
+        let allocated_bytes = plan.disks.iter().map(|disk| disk.allocated_bytes).sum();
+        let rate = options
+            .bandwidth_limit_bytes_per_second
+            .map_or(ESTIMATED_BYTES_PER_SECOND, |limit| limit.clamp(1, ESTIMATED_BYTES_PER_SECOND));
+        let reading_back = if options.verify { allocated_bytes / ESTIMATED_BYTES_PER_SECOND } else { 0 };
+        Self {
+            source: plan.request.source.address.clone(),
+            vm: plan.request.vm_name.clone(),
+            destination: plan.request.destination.address.clone(),
+            new_name: plan.request.new_name.clone(),
+            clone_uuid: plan.clone_uuid.to_string(),
+            disks: plan
+                .disks
+                .iter()
+                .map(|disk| PlannedDisk {
+                    target: disk.target.clone(),
+                    format: match disk.format {
+                        DiskFormat::Raw => "raw",
+                        DiskFormat::Qcow2 => "qcow2",
+                    },
+                    source_path: disk.source_path.clone(),
+                    final_path: disk.final_path.clone(),
+                    size_bytes: disk.source_stamp.size,
+                    allocated_bytes: disk.allocated_bytes,
+                })
+                .collect(),
+            allocated_bytes,
+            estimated_seconds: allocated_bytes.div_ceil(rate) + reading_back,
+            replaces: Vec::new(),
+            steps: all_steps(plan)
+                .map(|step| {
+                    let words = describe(plan, step);
+                    let (kind, object, description) = (words.kind, words.object, words.line);
+                    PlannedStep { id: step.into(), kind, object, description }
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The plan for people.
+pub fn human(plan: &PlanView) -> String {
+    let mut text = format!(
+        "{} on {} would be cloned to {} on {}\n\n",
+        printable(&plan.vm),
+        printable(&plan.source),
+        printable(&plan.new_name),
+        printable(&plan.destination)
+    );
+    let rows: Vec<[String; 6]> = plan
+        .disks
+        .iter()
+        .map(|disk| {
+            [
+                disk.target.clone(),
+                disk.format.to_owned(),
+                bytes(disk.size_bytes),
+                bytes(disk.allocated_bytes),
+                disk.source_path.clone(),
+                disk.final_path.clone(),
+            ]
+        })
+        .collect();
+    text.push_str(&lay_out(["DISK", "FORMAT", "SIZE", "ALLOCATED", "FROM", "TO"], &rows));
+    text.push_str("\nSteps\n");
+    for (number, step) in plan.steps.iter().enumerate() {
+        if step.id == (StepId { phase: "clean_up", index: 0 }) {
+            text.push_str("      -- commit: from here on only forward --\n");
+        }
+        let _ = writeln!(text, "  {:>2}  {}", number + 1, printable(&step.description));
+    }
+    let time = duration(Duration::from_secs(plan.estimated_seconds));
+    let _ = writeln!(
+        text,
+        "\n{} to move, about {time}. Nothing would be replaced. Nothing was touched.",
+        bytes(plan.allocated_bytes)
+    );
+    text
+}

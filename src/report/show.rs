@@ -1,0 +1,175 @@
+//! The human view of one transaction: what it is, how far it is, what went wrong, what to do next.
+
+use std::fmt::Write;
+
+use super::quantity::{bytes, printable};
+use super::status::Status;
+use super::table::lay_out;
+use super::transaction::{DiskView, FindingView, TransactionLog};
+
+/// Everything a person needs of a transaction; with `events` its whole journal too.
+pub fn human(log: &TransactionLog, events: bool) -> String {
+    let mut text = String::new();
+    head(log, &mut text);
+    let _ = write!(text, "\n{}", disks(&log.disks));
+    let _ = write!(text, "\n{}", steps(log));
+    if !log.failures.is_empty() {
+        text.push_str("\nWhat went wrong\n");
+        for failure in &log.failures {
+            let _ = writeln!(text, "  {}  {}: {}", failure.at, failure.event, printable(&failure.message));
+            if !failure.advice.is_empty() {
+                let _ = writeln!(text, "    hint: {}", printable(&failure.advice));
+            }
+        }
+    }
+    if log.status == Status::Stuck
+        && let Some(finding) = log.findings.last()
+    {
+        text.push_str(&stuck(finding));
+    }
+    for warning in &log.warnings {
+        let _ = writeln!(text, "\nwarning: {}", printable(warning));
+    }
+    if events {
+        text.push_str("\nJournal\n");
+        for event in &log.events {
+            let _ = writeln!(
+                text,
+                "  {:>4}  {}  {:<14}  {}",
+                event.sequence,
+                event.at,
+                event.event,
+                printable(&event.text)
+            );
+        }
+    }
+    let next = next(log);
+    if !next.is_empty() {
+        let _ = write!(text, "\nNext\n{next}");
+    }
+    text
+}
+
+fn head(log: &TransactionLog, text: &mut String) {
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(text, "{label:<12}{}", printable(value));
+    };
+    line("Transaction", &log.transaction_id);
+    line("Status", log.status.word());
+    line("Source", &format!("{} on {} ({})", log.source.vm_name, log.source.host, log.source.vm_uuid));
+    line("Clone", &format!("{} on {} ({})", log.destination.vm_name, log.destination.host, log.destination.vm_uuid));
+    line("Started", &log.started_at);
+    if let Some(completed) = &log.completed_at {
+        line("Completed", completed);
+    }
+    if log.status.is_unfinished() {
+        let progress = &log.progress;
+        line(
+            "Progress",
+            &format!("{} % of the bytes, {} of {} steps", progress.percent, progress.steps_done, progress.steps_total),
+        );
+    }
+    if let Some(live) = &log.progress.live {
+        let step = log.steps.iter().find(|step| step.id == live.step_ref().into());
+        let what = step.map_or_else(String::new, |step| format!("{} {}: ", step.kind, step.object));
+        let amount = format!("{what}{} of {}", bytes(live.done_bytes), bytes(live.total_bytes));
+        match log.status {
+            Status::Running => line("Now", &format!("{amount}, {}/s", bytes(live.bytes_per_second))),
+            _ => line("Last seen", &format!("{amount}, at {}", live.at)),
+        }
+    }
+    if let Some(attempt) = log.attempts.last() {
+        let which =
+            format!("{} by `{}` since {}, process {}", attempt.epoch, attempt.purpose, attempt.opened_at, attempt.pid);
+        line("Attempt", &which);
+    }
+    if let Some(reason) = &log.abandoned_because {
+        line("Abandoned", reason);
+    }
+}
+
+fn disks(disks: &[DiskView]) -> String {
+    let amount = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), bytes);
+    let rows: Vec<[String; 7]> = disks
+        .iter()
+        .map(|disk| {
+            [
+                disk.target.clone(),
+                disk.format.to_owned(),
+                bytes(disk.size_bytes),
+                amount(disk.missing_bytes),
+                amount(disk.sent_bytes),
+                disk.verification.to_owned(),
+                disk.final_path.clone(),
+            ]
+        })
+        .collect();
+    let mut text = lay_out(["DISK", "FORMAT", "SIZE", "MISSING", "SENT", "VERIFIED", "FINAL PATH"], &rows);
+    for disk in disks {
+        if let Some(root) = &disk.root {
+            let _ = writeln!(text, "{} BLAKE3 {root}", printable(&disk.target));
+        }
+    }
+    text
+}
+
+fn steps(log: &TransactionLog) -> String {
+    let rows: Vec<[String; 4]> = log
+        .steps
+        .iter()
+        .map(|step| {
+            let attempts = if step.attempts > 1 { format!("{} times", step.attempts) } else { String::new() };
+            let when = step.completed_at.clone().or_else(|| step.started_at.clone()).unwrap_or_default();
+            [step.state.to_owned(), step.description.clone(), when, attempts]
+        })
+        .collect();
+    lay_out(["STATE", "STEP", "WHEN", ""], &rows)
+}
+
+/// What was expected, what was found, and what a person would type.
+pub fn stuck(finding: &FindingView) -> String {
+    let mut text = format!(
+        "\nA person must act\n  expected: {}\n  found:    {}\n",
+        printable(&finding.expected),
+        printable(&finding.found)
+    );
+    for command in &finding.commands {
+        let _ = writeln!(text, "  $ {}", printable(command));
+    }
+    text
+}
+
+/// The commands that fit the status, with what each would do; empty when nothing is left to do.
+pub fn next(log: &TransactionLog) -> String {
+    let id = &log.transaction_id;
+    choices(log).iter().fold(String::new(), |mut text, (command, effect)| {
+        let _ = writeln!(text, "  kvm-clone {command} {id}    {effect}");
+        text
+    })
+}
+
+/// The commands that fit the status (`resume`, `rollback`), each with what it would do.
+pub fn choices(log: &TransactionLog) -> Vec<(&'static str, String)> {
+    let source = &log.source;
+    let clone = printable(&format!("{} on {}", log.destination.vm_name, log.destination.host));
+    let made = log.resources.iter().filter(|resource| matches!(resource.state, "present" | "in_progress")).count();
+    let forward = || {
+        let left = log.steps.iter().filter(|step| step.state != "done").count();
+        format!("does the {left} steps that are left: {clone} becomes a clone of {}", printable(&source.vm_name))
+    };
+    let back = || match made {
+        0 => "nothing was made; it is closed".to_owned(),
+        1 => format!("removes the one thing it made on {}", printable(&log.destination.host)),
+        made => format!("removes the {made} things it made on {}", printable(&log.destination.host)),
+    };
+    match log.status {
+        Status::Interrupted => vec![("resume", forward()), ("rollback", back())],
+        Status::RollingBack => vec![("rollback", back())],
+        Status::CleaningUp => vec![("resume", format!("clears away what is left; {clone} is committed"))],
+        Status::Stuck => vec![
+            ("resume", "looks again and goes on, if what it stopped at is gone".to_owned()),
+            ("rollback", "looks again and turns back, if what it stopped at is gone".to_owned()),
+        ],
+        Status::Running | Status::Committed | Status::RolledBack | Status::Abandoned => Vec::new(),
+    }
+}

@@ -1,0 +1,129 @@
+//! A step of a plan in words: its name for JSON, the object it concerns, and one line for people.
+
+use journal_format::{CleanUpStepV1, DiskV1, PlanV1, StepRef, StepV1};
+
+use super::quantity::bytes;
+
+/// A step in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepText {
+    /// Its kind, such as `transfer_disk`.
+    pub kind: &'static str,
+    /// What it is about, such as `vda` or a path; empty where the kind says all.
+    pub object: String,
+    /// One line for people, without a full stop.
+    pub line: String,
+}
+
+/// Every step of a plan, in order: those before the commit, then the clean-up.
+pub fn all_steps(plan: &PlanV1) -> impl Iterator<Item = StepRef> {
+    let forward = (0..).map(StepRef::Forward).take(plan.steps.len());
+    forward.chain((0..).map(StepRef::CleanUp).take(plan.clean_up.len()))
+}
+
+/// The disk whose bytes a step moves or reads back, if it is such a step.
+pub fn disk_of_bytes(plan: &PlanV1, step: StepRef) -> Option<&DiskV1> {
+    match forward(plan, step)? {
+        StepV1::TransferDisk { disk } | StepV1::VerifyDisk { disk } => disk_at(plan, disk),
+        _ => None,
+    }
+}
+
+/// The step before the commit that a reference names.
+pub fn forward(plan: &PlanV1, step: StepRef) -> Option<StepV1> {
+    match step {
+        StepRef::Forward(index) => plan.steps.get(usize::try_from(index).ok()?).copied(),
+        StepRef::CleanUp(_) => None,
+    }
+}
+
+/// Words for a step; a reference outside the plan is named as such.
+pub fn describe(plan: &PlanV1, step: StepRef) -> StepText {
+    let found = match step {
+        StepRef::Forward(_) => forward(plan, step).map(|step| describe_forward(plan, step)),
+        StepRef::CleanUp(index) => usize::try_from(index)
+            .ok()
+            .and_then(|index| plan.clean_up.get(index))
+            .map(|step| describe_clean_up(plan, *step)),
+    };
+    found.unwrap_or_else(|| StepText {
+        kind: "unknown",
+        object: String::new(),
+        line: format!("{step:?}, not in the plan"),
+    })
+}
+
+fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
+    let host = &plan.request.destination.address;
+    match step {
+        StepV1::ReserveRecord => text("reserve_record", String::new(), format!("reserve: host record on {host}")),
+        StepV1::ClaimName => {
+            let name = plan.request.new_name.clone();
+            let line = format!("claim the name {name} on {host}");
+            text("claim_name", name, line)
+        }
+        StepV1::CreateStaging { directory } => about_directory(plan, directory, "create_staging", "make"),
+        StepV1::DetectSharedStorage => {
+            text("detect_shared_storage", String::new(), "look for storage that both hosts share".into())
+        }
+        StepV1::CreateDisk { disk } => about_disk(plan, disk, "create_disk", |disk| {
+            format!("create {} ({})", disk.target, bytes(disk.source_stamp.size))
+        }),
+        StepV1::TransferDisk { disk } => about_disk(plan, disk, "transfer_disk", |disk| {
+            format!("transfer {}: {} ({} allocated)", disk.target, disk.source_path, bytes(disk.allocated_bytes))
+        }),
+        StepV1::VerifyDisk { disk } => {
+            about_disk(plan, disk, "verify_disk", |disk| format!("verify {}: read back from the disk", disk.target))
+        }
+        StepV1::PublishDisk { disk } => {
+            about_disk(plan, disk, "publish_disk", |disk| format!("publish {} as {}", disk.target, disk.final_path))
+        }
+        StepV1::DefineDomain => {
+            let name = plan.request.new_name.clone();
+            let line = format!("define {name} ({})", plan.clone_uuid);
+            text("define_domain", name, line)
+        }
+    }
+}
+
+fn describe_clean_up(plan: &PlanV1, step: CleanUpStepV1) -> StepText {
+    let name = plan.request.new_name.clone();
+    match step {
+        CleanUpStepV1::FinishDomain => text("finish_domain", name.clone(), format!("mark {name} as finished")),
+        CleanUpStepV1::ReleaseClaim => {
+            text("release_claim", name.clone(), format!("release the claim on the name {name}"))
+        }
+        CleanUpStepV1::SetAutostart => text("set_autostart", name.clone(), format!("let {name} start with its host")),
+        CleanUpStepV1::StartDomain => text("start_domain", name.clone(), format!("start {name}")),
+        CleanUpStepV1::RemoveStaging { directory } => about_directory(plan, directory, "remove_staging", "remove"),
+        CleanUpStepV1::RefreshPool { pool } => {
+            let pool = usize::try_from(pool).ok().and_then(|pool| plan.pools.get(pool)).cloned().unwrap_or_default();
+            let line = format!("refresh the pool {pool}");
+            text("refresh_pool", pool, line)
+        }
+        CleanUpStepV1::RemoveRecord => text("remove_record", String::new(), "remove the host record".into()),
+    }
+}
+
+fn text(kind: &'static str, object: String, line: String) -> StepText {
+    StepText { kind, object, line }
+}
+
+fn about_disk(plan: &PlanV1, disk: u32, kind: &'static str, line: impl Fn(&DiskV1) -> String) -> StepText {
+    match disk_at(plan, disk) {
+        Some(disk) => text(kind, disk.target.clone(), line(disk)),
+        None => text(kind, String::new(), format!("{kind} of disk {disk}, not in the plan")),
+    }
+}
+
+fn about_directory(plan: &PlanV1, directory: u32, kind: &'static str, verb: &str) -> StepText {
+    let index = usize::try_from(directory).ok();
+    let path = index.and_then(|index| plan.directories.get(index)).map(|found| found.staging.clone());
+    let path = path.unwrap_or_default();
+    let line = format!("{verb} the staging directory {path}");
+    text(kind, path, line)
+}
+
+fn disk_at(plan: &PlanV1, disk: u32) -> Option<&DiskV1> {
+    plan.disks.get(usize::try_from(disk).ok()?)
+}

@@ -1,0 +1,241 @@
+//! The transaction log as plain data: what `show --json` prints and the human view is made of. The field names are the
+//! command line's promise. How it is made of records: `reading`.
+
+use std::collections::BTreeMap;
+
+use journal_format::StepRef;
+use serde::Serialize;
+
+use super::live::LiveProgress;
+use super::status::Status;
+
+/// One transaction, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TransactionLog {
+    /// All 36 characters.
+    pub transaction_id: String,
+    /// Always `clone`.
+    pub operation_type: &'static str,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    /// When it finished or was abandoned; RFC 3339, UTC.
+    pub completed_at: Option<String>,
+    /// One word.
+    pub status: Status,
+    /// The VM that is cloned.
+    pub source: VmView,
+    /// The clone.
+    pub destination: VmView,
+    /// What was asked for besides.
+    pub options: OptionsView,
+    /// How far it is.
+    pub progress: ProgressView,
+    /// Every thing that the transaction makes on a host.
+    pub resources: Vec<ResourceView>,
+    /// The disks with their counters.
+    pub disks: Vec<DiskView>,
+    /// The steps of the plan, in order.
+    pub steps: Vec<StepView>,
+    /// Lives of a controller in this transaction.
+    pub attempts: Vec<AttemptView>,
+    /// What went wrong, oldest first.
+    pub failures: Vec<FailureView>,
+    /// What a person must look at, oldest first.
+    pub findings: Vec<FindingView>,
+    /// What an operator should know that changes nothing.
+    pub warnings: Vec<String>,
+    /// In a person's words, why it was abandoned.
+    pub abandoned_because: Option<String>,
+    /// Every event of the journal, oldest first.
+    pub events: Vec<EventView>,
+    /// The program that planned it.
+    pub program_version: String,
+}
+
+/// A VM and the host it is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmView {
+    /// The host as the user named it.
+    pub host: String,
+    /// The host's `/etc/machine-id`.
+    pub machine_id: String,
+    /// The VM's name.
+    pub vm_name: String,
+    /// The VM's UUID.
+    pub vm_uuid: String,
+}
+
+/// The request's options.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OptionsView {
+    /// Start the clone once it is finished.
+    pub start: bool,
+    /// Read every chunk back before publishing.
+    pub verify: bool,
+    /// Keep MAC addresses.
+    pub preserve_mac: bool,
+    /// Allocate images whole.
+    pub preallocate: bool,
+    /// Limit that was asked for when it began.
+    pub bandwidth_limit_bytes_per_second: Option<u64>,
+    /// Bytes of a chunk.
+    pub chunk_size_bytes: u32,
+}
+
+/// How far a transaction is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProgressView {
+    /// Steps whose effect is there.
+    pub steps_done: usize,
+    /// Steps in all.
+    pub steps_total: usize,
+    /// Of the bytes to be moved and read back: whole per cent. The journal knows whole steps; what a running
+    /// transaction reports besides is added.
+    pub percent: u64,
+    /// The step that moves bytes now, or did when it was last seen.
+    pub live: Option<LiveProgress>,
+}
+
+/// A thing on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResourceView {
+    /// `host_record`, `name_claim`, `staging_directory`, `disk` or `domain`.
+    pub resource_type: &'static str,
+    /// What names it: a path, a name or a UUID.
+    pub resource_id: String,
+    /// The host as the user named it.
+    pub host: String,
+    /// `planned`, `in_progress`, `present` or `removed`.
+    pub state: &'static str,
+    /// What else is known, such as `final_path`.
+    pub metadata: BTreeMap<&'static str, serde_json::Value>,
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskView {
+    /// Target in the definition, such as `vda`.
+    pub target: String,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// The image on the source.
+    pub source_path: String,
+    /// The image's final name on the destination.
+    pub final_path: String,
+    /// Bytes of the image file, holes included.
+    pub size_bytes: u64,
+    /// Bytes allocated on the source when it was planned.
+    pub allocated_bytes: u64,
+    /// Bytes of the image that the ledger held when they were last reported; `None` where nobody reported any.
+    pub ledger_bytes: Option<u64>,
+    /// Image bytes that were missing on the destination when the attempt that completed the transfer began.
+    pub missing_bytes: Option<u64>,
+    /// Image bytes that crossed the wire in that attempt.
+    pub sent_bytes: Option<u64>,
+    /// Plain BLAKE3 of the image, as `b3sum` prints it.
+    pub root: Option<String>,
+    /// `re-read`, `pending`, or `not re-read` where `--no-verify` was asked for.
+    pub verification: &'static str,
+}
+
+/// One step of the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepView {
+    /// Which one.
+    #[serde(flatten)]
+    pub id: StepId,
+    /// Its kind, such as `transfer_disk`.
+    pub kind: &'static str,
+    /// What it is about.
+    pub object: String,
+    /// One line for people.
+    pub description: String,
+    /// `pending`, `started`, `done`, `failed`, `reopened`, `undone` or `left_behind`.
+    pub state: &'static str,
+    /// How often it was started.
+    pub attempts: u32,
+    /// When it was first started; RFC 3339, UTC.
+    pub started_at: Option<String>,
+    /// When it was last done; RFC 3339, UTC.
+    pub completed_at: Option<String>,
+}
+
+/// A step by its place in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StepId {
+    /// `forward` or `clean_up`.
+    pub phase: &'static str,
+    /// From 0.
+    pub index: u32,
+}
+
+impl From<StepRef> for StepId {
+    fn from(step: StepRef) -> Self {
+        match step {
+            StepRef::Forward(index) => Self { phase: "forward", index },
+            StepRef::CleanUp(index) => Self { phase: "clean_up", index },
+        }
+    }
+}
+
+/// One life of a controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AttemptView {
+    /// Its number.
+    pub epoch: u64,
+    /// `run`, `resume` or `rollback`.
+    pub purpose: &'static str,
+    /// The controller's process.
+    pub pid: u32,
+    /// RFC 3339, UTC.
+    pub opened_at: String,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FailureView {
+    /// RFC 3339, UTC.
+    pub at: String,
+    /// `suspended`, `failed`, `rolling_back` or `left_behind`.
+    pub event: &'static str,
+    /// The step, where it concerns one.
+    pub step: Option<StepId>,
+    /// `suspend`, `turn_back` or `stop`.
+    pub class: &'static str,
+    /// What, where and why.
+    pub message: String,
+    /// What to do next.
+    pub advice: String,
+}
+
+/// Something that a person must look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FindingView {
+    /// RFC 3339, UTC.
+    pub at: String,
+    /// The step in whose place it was found.
+    pub step: Option<StepId>,
+    /// What should have been there.
+    pub expected: String,
+    /// What was there.
+    pub found: String,
+    /// Commands that a person would type.
+    pub commands: Vec<String>,
+}
+
+/// One event of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EventView {
+    /// Its place in the journal, from 0.
+    pub sequence: usize,
+    /// RFC 3339, UTC.
+    pub at: String,
+    /// The attempt that appended it.
+    pub epoch: u64,
+    /// Its kind, such as `started`.
+    pub event: &'static str,
+    /// The step, where it concerns one.
+    pub step: Option<StepId>,
+    /// One line for people.
+    pub text: String,
+}
