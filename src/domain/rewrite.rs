@@ -1,0 +1,196 @@
+//! From the source's definition to the clone's: edits of the text by spans. What is not named here stays byte for byte.
+
+use std::collections::BTreeMap;
+
+use journal_format::DomainUuid;
+use roxmltree::Node;
+
+use super::definition::{Definition, sysinfo_uuid};
+use super::metadata::{CloneMark, NAMESPACE};
+use super::name::DomainName;
+use super::xml::{Edits, child, elements, escape_text, is_plain, named, parse};
+use super::{DiskSource, DomainError};
+
+/// What is to become of an optional part.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Change<T> {
+    /// Stays as it is.
+    #[default]
+    Keep,
+    /// Becomes this, and is made where it is missing.
+    Set(T),
+    /// Goes.
+    Remove,
+}
+
+/// Who the clone is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The domain's UUID; an SMBIOS UUID follows it, as libvirt demands.
+    pub uuid: DomainUuid,
+    /// The generation id: used only where the definition has one with a value. A clone must have its own: the guest's
+    /// random numbers and its Active Directory hang on it.
+    pub genid: DomainUuid,
+}
+
+/// The edits. The default changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rewrite {
+    /// The new name, exactly as it is sent: a `DomainName`, or one derived from it.
+    pub name: Option<String>,
+    /// The new identity; `None` keeps the source's.
+    pub identity: Option<Identity>,
+    /// The title.
+    pub title: Change<String>,
+    /// Path of the emulator.
+    pub emulator: Option<String>,
+    /// Image files, by the index of the disk.
+    pub disk_files: BTreeMap<usize, String>,
+    /// MAC addresses, by the index of the interface.
+    pub macs: BTreeMap<usize, String>,
+    /// Our metadata element. A source's own is replaced or removed, never copied: a finished plan has no `Keep` here.
+    pub mark: Change<CloneMark>,
+}
+
+impl Rewrite {
+    /// Sets the name.
+    #[must_use]
+    pub fn named(mut self, name: &DomainName) -> Self {
+        self.name = Some(name.as_str().to_owned());
+        self
+    }
+}
+
+/// Rewrites a definition. The result is a definition again, or this is an error.
+pub fn rewrite(definition: &Definition, rewrite: &Rewrite) -> Result<String, DomainError> {
+    let document = parse(definition.text())?;
+    let domain = document.root_element();
+    let mut edits = Edits::new(definition.text());
+    if let Some(name) = &rewrite.name {
+        edits.set_content(required(domain, "name")?, name)?;
+    }
+    if let Some(identity) = rewrite.identity {
+        edits.set_content(required(domain, "uuid")?, &identity.uuid.to_string())?;
+        if let Some(entry) = sysinfo_uuid(domain) {
+            edits.set_content(entry, &identity.uuid.to_string())?;
+        }
+        // An empty one is filled by libvirt when the domain is defined.
+        if let (Some(genid), Some(_)) = (child(domain, "genid"), &definition.genid) {
+            edits.set_content(genid, &identity.genid.to_string())?;
+        }
+    }
+    rewrite_title(&mut edits, domain, &rewrite.title)?;
+    rewrite_mark(&mut edits, domain, &rewrite.mark)?;
+    rewrite_devices(&mut edits, definition, domain, rewrite)?;
+    let text = edits.apply()?;
+    // Every span was right if what was written is read again.
+    Definition::parse(&text)?;
+    Ok(text)
+}
+
+fn rewrite_title(edits: &mut Edits<'_>, domain: Node<'_, '_>, change: &Change<String>) -> Result<(), DomainError> {
+    match (change, child(domain, "title")) {
+        (Change::Keep, _) | (Change::Remove, None) => {}
+        (Change::Remove, Some(title)) => edits.remove(title),
+        (Change::Set(text), title) => {
+            if text.chars().any(char::is_control) {
+                // libvirt refuses a line break in a title.
+                return Err(DomainError::Inexpressible { what: "title".into(), value: text.clone() });
+            }
+            match title {
+                Some(title) => edits.set_content(title, text)?,
+                None => {
+                    edits.insert_after(head(domain, None)?, &format!("<title>{}</title>", escape_text("title", text)?))
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The element of `<domain>`'s beginning that a new one is put after. The schema takes any order; people read this one.
+fn head<'a, 'i>(domain: Node<'a, 'i>, last: Option<&str>) -> Result<Node<'a, 'i>, DomainError> {
+    let preferred = [last, Some("uuid"), Some("name")].into_iter().flatten();
+    preferred.filter_map(|name| child(domain, name)).next().ok_or_else(|| DomainError::Missing { what: "name".into() })
+}
+
+fn rewrite_mark(edits: &mut Edits<'_>, domain: Node<'_, '_>, change: &Change<CloneMark>) -> Result<(), DomainError> {
+    let markup = match change {
+        Change::Keep => return Ok(()),
+        Change::Set(mark) => Some(mark.to_qualified_element()?),
+        Change::Remove => None,
+    };
+    let Some(metadata) = child(domain, "metadata") else {
+        if let Some(markup) = markup {
+            let after = ["description", "title"].into_iter().find(|name| child(domain, name).is_some());
+            let after = head(domain, after)?;
+            edits.insert_after(after, &format!("<metadata>{markup}</metadata>"));
+        }
+        return Ok(());
+    };
+    let mut ours = elements(metadata).filter(|element| element.tag_name().namespace() == Some(NAMESPACE));
+    match (markup, ours.next()) {
+        (Some(markup), Some(element)) => edits.replace(element.range(), markup),
+        (Some(markup), None) => edits.append_inside(metadata, &markup),
+        (None, Some(element)) => edits.remove(element),
+        (None, None) => {}
+    }
+    ours.for_each(|element| edits.remove(element));
+    Ok(())
+}
+
+fn rewrite_devices(
+    edits: &mut Edits<'_>,
+    definition: &Definition,
+    domain: Node<'_, '_>,
+    rewrite: &Rewrite,
+) -> Result<(), DomainError> {
+    if rewrite.emulator.is_none() && rewrite.disk_files.is_empty() && rewrite.macs.is_empty() {
+        return Ok(());
+    }
+    let devices = required(domain, "devices")?;
+    if let Some(emulator) = &rewrite.emulator {
+        match child(devices, "emulator") {
+            Some(node) => edits.set_content(node, emulator)?,
+            None => match elements(devices).next() {
+                Some(first) => {
+                    edits.insert_before(first, &format!("<emulator>{}</emulator>", escape_text("emulator", emulator)?))
+                }
+                None => edits
+                    .append_inside(devices, &format!("<emulator>{}</emulator>", escape_text("emulator", emulator)?)),
+            },
+        }
+    }
+    for (index, file) in &rewrite.disk_files {
+        let missing = || DomainError::NoSuchTarget { what: format!("disk {}", index + 1) };
+        let disk = named(devices, "disk").nth(*index).ok_or_else(missing)?;
+        let source = child(disk, "source").ok_or_else(missing)?;
+        // Only a file gives way to a file: anything else would need more than this attribute.
+        if !matches!(definition.disks.get(*index).map(|disk| &disk.source), Some(DiskSource::File(_))) {
+            return Err(missing());
+        }
+        edits.set_attribute(source, "file", file)?;
+    }
+    for (index, mac) in &rewrite.macs {
+        let missing = || DomainError::NoSuchTarget { what: format!("network interface {}", index + 1) };
+        let interface = named(devices, "interface").nth(*index).ok_or_else(missing)?;
+        match child(interface, "mac") {
+            Some(node) => edits.set_attribute(node, "address", mac)?,
+            None => match elements(interface).next() {
+                Some(first) => edits.insert_before(first, &mac_element(mac)?),
+                None => edits.append_inside(interface, &mac_element(mac)?),
+            },
+        }
+    }
+    Ok(())
+}
+
+fn mac_element(mac: &str) -> Result<String, DomainError> {
+    Ok(format!("<mac address='{}'/>", super::xml::escape_attribute("MAC address", mac)?))
+}
+
+fn required<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Result<Node<'a, 'i>, DomainError> {
+    elements(node)
+        .find(|element| is_plain(*element, name))
+        .ok_or_else(|| DomainError::NoSuchTarget { what: format!("the element <{name}>") })
+}
