@@ -9,7 +9,7 @@ use super::definition::{Definition, sysinfo_uuid};
 use super::metadata::{CloneMark, NAMESPACE};
 use super::name::DomainName;
 use super::xml::{Edits, child, elements, escape_text, is_plain, named, parse};
-use super::{DiskSource, DomainError};
+use super::{DiskSource, DomainError, InterfaceSource};
 
 /// What is to become of an optional part.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,6 +48,8 @@ pub struct Rewrite {
     pub disk_files: BTreeMap<usize, String>,
     /// MAC addresses, by the index of the interface.
     pub macs: BTreeMap<usize, String>,
+    /// The network or bridge that takes the place of the one named, by the index of the interface.
+    pub networks: BTreeMap<usize, String>,
     /// Our metadata element. A source's own is replaced or removed, never copied: a finished plan has no `Keep` here.
     pub mark: Change<CloneMark>,
 }
@@ -145,7 +147,8 @@ fn rewrite_devices(
     domain: Node<'_, '_>,
     rewrite: &Rewrite,
 ) -> Result<(), DomainError> {
-    if rewrite.emulator.is_none() && rewrite.disk_files.is_empty() && rewrite.macs.is_empty() {
+    let plugs = !rewrite.macs.is_empty() || !rewrite.networks.is_empty();
+    if rewrite.emulator.is_none() && rewrite.disk_files.is_empty() && !plugs {
         return Ok(());
     }
     let devices = required(domain, "devices")?;
@@ -181,6 +184,18 @@ fn rewrite_devices(
                 None => edits.append_inside(interface, &mac_element(mac)?),
             },
         }
+    }
+    for (index, name) in &rewrite.networks {
+        let missing = || DomainError::NoSuchTarget { what: format!("network interface {}", index + 1) };
+        let interface = named(devices, "interface").nth(*index).ok_or_else(missing)?;
+        let source = child(interface, "source").ok_or_else(missing)?;
+        // A network gives way to a network and a bridge to a bridge: the interface's type stays.
+        let attribute = match definition.interfaces.get(*index).map(|interface| &interface.source) {
+            Some(InterfaceSource::Network(_)) => "network",
+            Some(InterfaceSource::Bridge(_)) => "bridge",
+            _ => return Err(missing()),
+        };
+        edits.set_attribute(source, attribute, name)?;
     }
     Ok(())
 }
