@@ -1,1 +1,484 @@
-//! What the user asked for, validated.
+//! What the user asked for, as validated types. Nothing here contacts a host: what is wrong with the words themselves
+//! is said before (exit 2), what is wrong with the world is `preflight`'s to say.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use journal_format::DomainUuid;
+
+use crate::domain::{DomainName, NameError};
+use crate::host::Address;
+
+/// Bytes of a chunk when nothing else is asked for.
+pub const CHUNK_SIZE_DEFAULT_BYTES: u32 = 1 << 20;
+/// Smallest chunk that can be asked for.
+pub const CHUNK_SIZE_MIN_BYTES: u32 = 64 << 10;
+/// Largest chunk that can be asked for.
+pub const CHUNK_SIZE_MAX_BYTES: u32 = 16 << 20;
+/// Slowest transfer that can be asked for: below it a time-out would come first.
+pub const RATE_MIN_BYTES_PER_SECOND: u64 = 10_000;
+/// Digits behind the point that a size or rate may have.
+const FRACTION_DIGITS_MAX: usize = 9;
+
+/// One clone, as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Where the source VM is.
+    pub source: Address,
+    /// Where the clone will be.
+    pub destination: Address,
+    /// Which VM.
+    pub vm: VmSelector,
+    /// The clone's name; `None`: `<vm>_clone`.
+    pub new_name: Option<DomainName>,
+    /// Where the clone's disks go.
+    pub target: Target,
+    /// Networks and bridges that have another name on the destination.
+    pub network_map: Vec<NetworkMapping>,
+    /// Start the clone once it is finished.
+    pub start: bool,
+    /// Keep the source's MAC addresses.
+    pub preserve_mac: bool,
+    /// Re-read every chunk from the destination's disk before publishing.
+    pub verify: bool,
+    /// Allocate the destination's images whole.
+    pub preallocate: bool,
+    /// Limit of the transfer.
+    pub bandwidth_limit: Option<ByteRate>,
+    /// Bytes of a chunk.
+    pub chunk_size: ChunkSize,
+    /// Private key file for both hosts.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Request {
+    /// The plainest clone of a VM: everything else as it is by default.
+    pub fn new(source: Address, destination: Address, vm: VmSelector) -> Self {
+        Self {
+            source,
+            destination,
+            vm,
+            new_name: None,
+            target: Target::LikeSource,
+            network_map: Vec::new(),
+            start: false,
+            preserve_mac: false,
+            verify: true,
+            preallocate: false,
+            bandwidth_limit: None,
+            chunk_size: ChunkSize::default(),
+            key_file: None,
+        }
+    }
+
+    /// Checks what the parts cannot see alone. To be called before any host is contacted.
+    pub fn check(&self) -> Result<(), RequestError> {
+        for (index, mapping) in self.network_map.iter().enumerate() {
+            if self.network_map[..index].iter().any(|earlier| earlier.from == mapping.from) {
+                return Err(RequestError::NetworkMappedTwice { name: mapping.from.clone() });
+            }
+        }
+        if let VmSelector::Name(name) = &self.vm {
+            let new_name = self.clone_name(name)?;
+            if self.source == self.destination && new_name.as_str() == name {
+                return Err(RequestError::SameVm { name: name.clone(), host: self.source.to_string() });
+            }
+        }
+        if self.key_file.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(RequestError::KeyFileNotAbsolute);
+        }
+        Ok(())
+    }
+
+    /// The clone's name for a source VM of this name.
+    pub fn clone_name(&self, vm_name: &str) -> Result<DomainName, NameError> {
+        self.new_name.clone().map_or_else(|| DomainName::clone_of(vm_name), Ok)
+    }
+
+    /// What a network or bridge of the source is called on the destination.
+    pub fn mapped_network<'a>(&'a self, name: &'a str) -> &'a str {
+        self.network_map.iter().find(|mapping| mapping.from == name).map_or(name, |mapping| &mapping.to)
+    }
+}
+
+/// Which VM of the source host is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmSelector {
+    /// The VM of this name.
+    Name(String),
+    /// The VM of this UUID.
+    Uuid(DomainUuid),
+}
+
+impl fmt::Display for VmSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Uuid(uuid) => uuid.fmt(f),
+        }
+    }
+}
+
+impl FromStr for VmSelector {
+    type Err = RequestError;
+
+    /// A text in the form of a UUID (36 characters) means the UUID, everything else is a name.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() == 36
+            && let Ok(uuid) = text.parse()
+        {
+            return Ok(Self::Uuid(uuid));
+        }
+        if text.is_empty() || text == "." || text == ".." || text.contains(|c: char| c == '/' || c.is_control()) {
+            return Err(RequestError::VmName { name: text.to_owned() });
+        }
+        Ok(Self::Name(text.to_owned()))
+    }
+}
+
+/// Where the clone's disks go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Into the directory of the same path as on the source, else into the pool `default`.
+    LikeSource,
+    /// Into the directory of this pool.
+    Pool(String),
+    /// Into this directory: absolute, in its shortest form.
+    Directory(String),
+}
+
+impl Target {
+    /// A pool by name.
+    pub fn pool(name: &str) -> Result<Self, RequestError> {
+        if name.is_empty() || name.contains(char::is_control) {
+            return Err(RequestError::PoolName { name: name.to_owned() });
+        }
+        Ok(Self::Pool(name.to_owned()))
+    }
+
+    /// A directory by absolute path; slashes at the end are taken off.
+    pub fn directory(path: &str) -> Result<Self, RequestError> {
+        let bad = |why| RequestError::Directory { path: path.to_owned(), why };
+        let trimmed = path.trim_end_matches('/');
+        if !path.starts_with('/') {
+            return Err(bad("it is not absolute"));
+        }
+        if trimmed.is_empty() {
+            return Err(bad("it is the root directory"));
+        }
+        if trimmed.contains(char::is_control) {
+            return Err(bad("it holds a control character"));
+        }
+        if trimmed[1..].split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+            return Err(bad("it holds an empty part, `.` or `..`"));
+        }
+        Ok(Self::Directory(trimmed.to_owned()))
+    }
+}
+
+/// A network or bridge of the source VM and the one that takes its place on the destination, given as `A=B`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkMapping {
+    /// Its name in the source's definition.
+    pub from: String,
+    /// The name on the destination.
+    pub to: String,
+}
+
+impl FromStr for NetworkMapping {
+    type Err = RequestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let usable = |name: &str| !name.is_empty() && !name.contains(|c: char| c == '/' || c.is_control());
+        match text.split_once('=') {
+            Some((from, to)) if usable(from) && usable(to) => Ok(Self { from: from.to_owned(), to: to.to_owned() }),
+            _ => Err(RequestError::NetworkMapping { text: text.to_owned() }),
+        }
+    }
+}
+
+/// A rate in bytes per second. Written `100M`, `1.5G` (bytes) or `800Mbit`; units are decimal, `/s` may follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteRate(u64);
+
+impl ByteRate {
+    /// Bytes per second.
+    pub fn bytes_per_second(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ByteRate {
+    type Err = RequestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = |why| RequestError::Rate { text: text.to_owned(), why };
+        let amount = text.strip_suffix("/s").unwrap_or(text);
+        let (number, unit) = split_number(amount);
+        let (prefix, divisor) = match unit.strip_suffix("bit") {
+            Some(prefix) => (prefix, 8),
+            None => (unit.strip_suffix('B').unwrap_or(unit), 1),
+        };
+        let factor = match prefix {
+            "" => 1,
+            "k" | "K" => 1_000,
+            "m" | "M" => 1_000_000,
+            "g" | "G" => 1_000_000_000,
+            _ => return Err(bad("the unit is none of K, M, G, Kbit, Mbit, Gbit")),
+        };
+        let bytes = scaled(number, factor).ok_or_else(|| bad("there is no number that can be used"))? / divisor;
+        if bytes < RATE_MIN_BYTES_PER_SECOND {
+            return Err(bad("it is below 10 KB per second; leave the limit out for no limit"));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", crate::report::quantity::bytes(self.0))
+    }
+}
+
+/// Bytes of a chunk: a power of two from 64 KiB to 16 MiB. Written `64K`, `1M`, `1MiB` or in bytes; units are binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChunkSize(u32);
+
+impl ChunkSize {
+    /// Bytes.
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for ChunkSize {
+    fn default() -> Self {
+        Self(CHUNK_SIZE_DEFAULT_BYTES)
+    }
+}
+
+impl FromStr for ChunkSize {
+    type Err = RequestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || RequestError::ChunkSize { text: text.to_owned() };
+        let (number, unit) = split_number(text);
+        let factor = match unit {
+            "" => 1,
+            "k" | "K" | "KiB" => 1 << 10,
+            "m" | "M" | "MiB" => 1 << 20,
+            _ => return Err(bad()),
+        };
+        let bytes = scaled(number, factor).and_then(|bytes| u32::try_from(bytes).ok()).ok_or_else(bad)?;
+        if !bytes.is_power_of_two() || !(CHUNK_SIZE_MIN_BYTES..=CHUNK_SIZE_MAX_BYTES).contains(&bytes) {
+            return Err(bad());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// Cuts a text behind its leading digits and point.
+fn split_number(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()))
+}
+
+/// A decimal number times a factor, exactly, rounded down; `None` when it is no number or too large.
+fn scaled(number: &str, factor: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if fraction.len() > FRACTION_DIGITS_MAX {
+        return None;
+    }
+    let numerator: u128 = format!("{whole}{fraction}").parse().ok()?;
+    // Both sides of a point need a digit: `.5M` and `5.M` are more likely slips than numbers.
+    if whole.is_empty() || fraction.is_empty() {
+        return None;
+    }
+    let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
+    u64::try_from(numerator.checked_mul(u128::from(factor))? / scale).ok()
+}
+
+/// What is wrong with a request in itself. Exit status 2; no host was contacted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The VM's name cannot be one.
+    #[error(
+        "VM {name:?}: not a VM's name: it is empty, `.`, `..`, or holds `/` or a control character; `kvm-clone vms HOST` lists the VMs of a host"
+    )]
+    VmName {
+        /// As given.
+        name: String,
+    },
+    /// The clone's name, given or made from the VM's, cannot be used.
+    #[error(transparent)]
+    NewName(#[from] NameError),
+    /// Source and clone would be the same VM.
+    #[error("VM {name} on {host}: the clone would be the source itself; choose another name with --new-name")]
+    SameVm {
+        /// The VM's name.
+        name: String,
+        /// The host's address.
+        host: String,
+    },
+    /// Not a pool's name.
+    #[error("pool {name:?}: not a pool's name; `virsh pool-list --all` lists the pools of a host")]
+    PoolName {
+        /// As given.
+        name: String,
+    },
+    /// Not a usable directory.
+    #[error("directory {path:?}: {why}; give the absolute path of a directory on the destination")]
+    Directory {
+        /// As given.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Not `A=B`.
+    #[error(
+        "network mapping {text:?}: expected A=B, the network or bridge on the source and the one on the destination"
+    )]
+    NetworkMapping {
+        /// As given.
+        text: String,
+    },
+    /// One network is mapped twice.
+    #[error("network mapping: {name} is mapped twice; give --network-map {name}=… once")]
+    NetworkMappedTwice {
+        /// The network's name on the source.
+        name: String,
+    },
+    /// Not a rate.
+    #[error("rate {text:?}: {why}; write 100M or 1.5G (bytes per second) or 800Mbit")]
+    Rate {
+        /// As given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Not a chunk size.
+    #[error("chunk size {text:?}: expected a power of two from 64K to 16M, such as 1M (1,048,576 bytes)")]
+    ChunkSize {
+        /// As given.
+        text: String,
+    },
+    /// A relative key file would mean something else at a resume.
+    #[error("key file: expected an absolute path")]
+    KeyFileNotAbsolute,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn request(source: &str, destination: &str, vm: VmSelector) -> Request {
+        Request::new(source.parse().unwrap(), destination.parse().unwrap(), vm)
+    }
+
+    #[test]
+    fn rates_are_decimal_and_exact() {
+        for (text, bytes) in [
+            ("100M", 100_000_000),
+            ("1.5G", 1_500_000_000),
+            ("800Mbit", 100_000_000),
+            ("2.5Gbit/s", 312_500_000),
+            ("64k", 64_000),
+            ("100MB/s", 100_000_000),
+            ("12345", 12_345),
+            ("0.000010G", 10_000),
+        ] {
+            assert_eq!(text.parse::<ByteRate>().unwrap().bytes_per_second(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn other_rates_are_refused() {
+        for text in [
+            "",
+            "M",
+            "0",
+            "0M",
+            "9999",
+            "-5M",
+            "1.5.0M",
+            ".5M",
+            "5.M",
+            "10X",
+            "1e9",
+            "10MiB",
+            "1.0000000001G",
+            "99999999999999999999G",
+            "10 M",
+            "٣M",
+        ] {
+            assert!(matches!(text.parse::<ByteRate>(), Err(RequestError::Rate { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn chunk_sizes_are_powers_of_two_within_bounds() {
+        for (text, bytes) in [
+            ("64K", 65_536),
+            ("1M", 1 << 20),
+            ("16M", 16 << 20),
+            ("1048576", 1 << 20),
+            ("0.5M", 512 << 10),
+            ("2MiB", 2 << 20),
+        ] {
+            assert_eq!(text.parse::<ChunkSize>().unwrap().bytes(), bytes, "{text}");
+        }
+        for text in ["", "0", "32K", "32M", "3M", "1000000", "1G", "M", "1MB"] {
+            assert!(matches!(text.parse::<ChunkSize>(), Err(RequestError::ChunkSize { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_vm_is_named_or_numbered() {
+        let uuid = "6a1f3f0e-0d5d-4b55-9c1d-0123456789ab";
+        assert_eq!(uuid.parse(), Ok(VmSelector::Uuid(uuid.parse().unwrap())));
+        assert_eq!("web01".parse(), Ok(VmSelector::Name("web01".into())));
+        // Without hyphens it may well be somebody's name.
+        assert!(matches!("6a1f3f0e0d5d4b559c1d0123456789ab".parse(), Ok(VmSelector::Name(_))));
+        for text in ["", ".", "..", "a/b", "a\nb"] {
+            assert!(text.parse::<VmSelector>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn directories_are_absolute_and_plain() {
+        assert_eq!(Target::directory("/srv/vm//"), Ok(Target::Directory("/srv/vm".into())));
+        for path in ["", "srv", "/", "//", "/a//b", "/a/../b", "/a/./b", "/a\nb"] {
+            assert!(Target::directory(path).is_err(), "{path:?}");
+        }
+        assert!(Target::pool("").is_err());
+    }
+
+    #[test]
+    fn network_mappings() {
+        assert_eq!("default=lab".parse(), Ok(NetworkMapping { from: "default".into(), to: "lab".into() }));
+        for text in ["", "a", "=b", "a=", "a/b=c", "a=../c"] {
+            assert!(text.parse::<NetworkMapping>().is_err(), "{text:?}");
+        }
+        let mut request = request("a", "b", VmSelector::Name("web".into()));
+        request.network_map = vec!["x=y".parse().unwrap(), "x=z".parse().unwrap()];
+        assert_eq!(request.check(), Err(RequestError::NetworkMappedTwice { name: "x".into() }));
+    }
+
+    #[test]
+    fn the_source_cannot_be_its_own_clone() {
+        let mut request = request("kvm1", "kvm1", VmSelector::Name("web".into()));
+        assert_eq!(request.check(), Ok(()), "the default name differs");
+        request.new_name = Some(DomainName::new("web").unwrap());
+        assert!(matches!(request.check(), Err(RequestError::SameVm { .. })));
+        request.destination = "kvm2".parse().unwrap();
+        assert_eq!(request.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_name_that_grows_too_long_is_said_before_any_host_is_asked() {
+        let request = request("a", "b", VmSelector::Name("x".repeat(244)));
+        assert!(matches!(request.check(), Err(RequestError::NewName(_))));
+    }
+}

@@ -1,0 +1,182 @@
+//! The destination's half of the survey.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::neighbours::neighbours;
+use super::{
+    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, PoolSurvey, SourceSurvey, SurveyError, words_of_refusal,
+};
+use crate::domain::{Definition, DomainName};
+use crate::plan::placement;
+use crate::request::Request;
+use crate::world::{Fault, Host};
+
+/// Where the host records are, and the claims beside them.
+const HOST_RECORDS: &str = "/var/lib/kvm-clone/host";
+/// Host records that are looked at for the owner of a claim.
+const HOST_RECORDS_MAX: usize = 1_000;
+
+pub(super) fn survey(
+    host: &dyn Host,
+    request: &Request,
+    source: &SourceSurvey,
+    new_name: &DomainName,
+) -> Result<DestinationSurvey, SurveyError> {
+    let pools = pools(host)?;
+    let mut directories = BTreeMap::new();
+    let mut taken = BTreeSet::new();
+    for disk in &source.disks {
+        let preferred = placement::preferred_name(new_name, &disk.target, disk.format);
+        for candidate in placement::candidate_directories(request, &pools, &disk.path) {
+            let Some(facts) = directory(host, &candidate)? else { continue };
+            let path = placement::join(&facts.path, &preferred);
+            if host.stat(&path)?.is_some() {
+                taken.insert(path);
+            }
+            directories.insert(candidate, facts);
+        }
+    }
+    Ok(DestinationSurvey {
+        name: host.name(),
+        host: host.facts()?,
+        neighbours: neighbours(host)?,
+        networks: host.networks()?,
+        bridges: bridges(host, request, &source.definition)?,
+        pools,
+        directories,
+        record: nearest_directory(host, HOST_RECORDS)?,
+        taken,
+        leftovers: leftovers(host, new_name)?,
+        claim: claim(host, new_name)?,
+        emulator: emulator(host, &source.definition)?,
+        owners: owners(host, source)?,
+    })
+}
+
+fn pools(host: &dyn Host) -> Result<Vec<PoolSurvey>, Fault> {
+    host.pools()?
+        .into_iter()
+        .map(|facts| {
+            let real_path = facts.path.as_deref().map_or(Ok(None), |path| host.resolve(path))?;
+            Ok(PoolSurvey { facts, real_path })
+        })
+        .collect()
+}
+
+/// The facts of a directory (or whatever else is there); `None` when nothing is.
+fn directory(host: &dyn Host, path: &str) -> Result<Option<DirectoryFacts>, Fault> {
+    let Some(path) = host.resolve(path)? else { return Ok(None) };
+    let Some(stat) = host.stat(&path)? else { return Ok(None) };
+    let filesystem = host.filesystem(&path)?;
+    let staging_parent = host.stat(&placement::join(&path, ".kvm-clone"))?;
+    Ok(Some(DirectoryFacts { path, stat, filesystem, staging_parent }))
+}
+
+/// A directory, or the nearest one above it that exists.
+fn nearest_directory(host: &dyn Host, path: &str) -> Result<DirectoryFacts, Fault> {
+    let mut path = path;
+    loop {
+        match directory(host, path)? {
+            Some(facts) => return Ok(facts),
+            // `/` always exists; a host that says otherwise fails at its filesystem, in its own words.
+            None if path == "/" => {
+                let filesystem = host.filesystem("/")?;
+                return Err(Fault {
+                    kind: crate::world::FaultKind::Io,
+                    host: host.name(),
+                    operation: "stat /".to_owned(),
+                    detail: format!("the root directory (on {}) cannot be found", filesystem.kind),
+                });
+            }
+            None => path = placement::parent(path),
+        }
+    }
+}
+
+/// Those bridges which the clone would use and the host has.
+fn bridges(host: &dyn Host, request: &Request, definition: &Definition) -> Result<BTreeSet<String>, Fault> {
+    let mut found = BTreeSet::new();
+    for name in definition.bridges() {
+        let name = request.mapped_network(name);
+        if host.stat(&format!("/sys/class/net/{name}/bridge"))?.is_some() {
+            found.insert(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// Files and directories that libvirt would take for the clone's own, because it makes their names of the domain's.
+fn leftovers(host: &dyn Host, new_name: &DomainName) -> Result<Vec<String>, Fault> {
+    let mut found = Vec::new();
+    for path in [
+        format!("/etc/libvirt/qemu/{new_name}.xml"),
+        format!("/etc/libvirt/qemu/autostart/{new_name}.xml"),
+        format!("/var/lib/libvirt/qemu/nvram/{new_name}_VARS.fd"),
+        format!("/var/lib/libvirt/qemu/nvram/{new_name}_VARS.qcow2"),
+        format!("/var/lib/libvirt/qemu/save/{new_name}.save"),
+        format!("/var/lib/libvirt/qemu/snapshot/{new_name}"),
+        format!("/var/lib/libvirt/qemu/checkpoint/{new_name}"),
+    ] {
+        if host.stat(&path)?.is_some() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Who holds the clone's name. The claim is a link to an owner file, so the record with that inode is the holder's.
+fn claim(host: &dyn Host, new_name: &DomainName) -> Result<Option<ClaimFacts>, Fault> {
+    let path = format!("{HOST_RECORDS}/names/{new_name}");
+    let Some(claim) = host.stat(&path)? else { return Ok(None) };
+    let mut txn = None;
+    for name in host.list(HOST_RECORDS)?.unwrap_or_default().into_iter().take(HOST_RECORDS_MAX) {
+        let Ok(candidate) = name.parse() else { continue };
+        for owner in ["owner", "committed", "abandoned"] {
+            let stat = host.stat(&format!("{HOST_RECORDS}/{name}/{owner}"))?;
+            if stat.is_some_and(|stat| stat.inode == claim.inode && stat.device == claim.device) {
+                txn = Some(candidate);
+            }
+        }
+    }
+    Ok(Some(ClaimFacts { path, txn, controller: None }))
+}
+
+/// Asks for the emulator of the VM's architecture, machine type and virtualization.
+fn emulator(host: &dyn Host, definition: &Definition) -> Result<EmulatorFacts, Fault> {
+    let os = &definition.os;
+    // An empty word lets libvirt choose, as it does at define.
+    let (arch, machine) = (os.arch.as_deref().unwrap_or(""), os.machine.as_deref().unwrap_or(""));
+    let answer = host.domain_capabilities(arch, machine, &definition.virt_type);
+    Ok(match words_of_refusal(answer)? {
+        Ok(capabilities) => match emulator_path(&capabilities) {
+            Some(path) => EmulatorFacts::Path(path),
+            None => EmulatorFacts::Refused("libvirt's domain capabilities name no emulator".to_owned()),
+        },
+        Err(words) => EmulatorFacts::Refused(words),
+    })
+}
+
+/// `/domainCapabilities/path`.
+fn emulator_path(capabilities: &str) -> Option<String> {
+    let document = roxmltree::Document::parse(capabilities).ok()?;
+    let path = document.root_element().children().find(|node| node.has_tag_name("path"))?;
+    path.text().map(str::trim).filter(|path| path.starts_with('/')).map(str::to_owned)
+}
+
+/// Numbers on the destination of the names that own the source's images.
+fn owners(
+    host: &dyn Host,
+    source: &SourceSurvey,
+) -> Result<BTreeMap<(Option<String>, Option<String>), (Option<u32>, Option<u32>)>, Fault> {
+    let mut owners = BTreeMap::new();
+    for image in source.disks.iter().filter_map(super::SourceDisk::image) {
+        let names = (image.user.clone(), image.group.clone());
+        if !owners.contains_key(&names) {
+            // An empty name is nobody's.
+            let (user, group) = (names.0.as_deref().unwrap_or(""), names.1.as_deref().unwrap_or(""));
+            let numbers = host.ids_of(user, group)?;
+            owners.insert(names, numbers);
+        }
+    }
+    Ok(owners)
+}
