@@ -65,7 +65,9 @@ pub fn join(directory: &str, name: &str) -> String {
 pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], source_path: &str) -> BTreeSet<String> {
     let pool_path = |name: &str| find_pool(pools, name).and_then(|pool| pool.facts.path.clone());
     match &request.target {
-        Target::LikeSource => [Some(parent(source_path).to_owned()), pool_path(DEFAULT_POOL)].into_iter().flatten().collect(),
+        Target::LikeSource => {
+            [Some(parent(source_path).to_owned()), pool_path(DEFAULT_POOL)].into_iter().flatten().collect()
+        }
         Target::Pool(name) => pool_path(name).into_iter().collect(),
         Target::Directory(path) => BTreeSet::from([path.clone()]),
     }

@@ -1,1 +1,222 @@
-//! survey + request → every blocker at once. Pure.
+//! Survey + request → every problem at once, before anything is touched. Pure but for `prepare`, which puts survey,
+//! check, plan and rehearsal in their order; nothing here changes a host.
+
+mod fit;
+mod place;
+pub mod space;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+use std::fmt;
+
+use journal_format::{ControllerId, PlanV1};
+use serde::Serialize;
+
+use crate::plan::{Circumstances, PlanError, plan};
+use crate::request::Request;
+use crate::survey::{self, Survey, SurveyError};
+use crate::world::Host;
+
+/// Something that is in the way, or that an operator should know: what, where and why in the message, what to do in
+/// the advice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem<K> {
+    /// Which one, for programs.
+    pub kind: K,
+    /// The host's name, as the user gave it.
+    pub host: String,
+    /// What is wrong, where, and why; complete sentences, the host named where it matters.
+    pub message: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl<K> fmt::Display for Problem<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if self.advice.is_empty() { Ok(()) } else { write!(f, " {}", self.advice) }
+    }
+}
+
+/// Without a cure for this there is no clone.
+pub type Blocker = Problem<BlockerKind>;
+/// There is a clone, and the operator should know.
+pub type Warning = Problem<WarningKind>;
+
+/// What can be in the way of a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockerKind {
+    /// The clone would be the source itself.
+    SameVm,
+    /// The source VM is not shut off.
+    Running,
+    /// The source VM has no definition on disk.
+    Transient,
+    /// libvirt holds a saved memory image of the source VM.
+    ManagedSave,
+    /// The source VM has libvirt snapshots.
+    Snapshots,
+    /// The source VM has checkpoints.
+    Checkpoints,
+    /// The definition holds something that is not carried.
+    Uncarried,
+    /// The definition, though libvirt's own, cannot be worked with.
+    Definition,
+    /// A disk's file does not exist.
+    DiskMissing,
+    /// A disk's file cannot be read.
+    DiskUnreadable,
+    /// What is at a disk's path is no file.
+    DiskKind,
+    /// A qcow2 disk has a header that is none.
+    DiskHeader,
+    /// A domain of the clone's name exists.
+    NameTaken,
+    /// A transaction of this controller has reserved the clone's name.
+    NameClaimed,
+    /// A transaction of another controller has reserved the clone's name.
+    NameHeld,
+    /// A file is there that libvirt would take for the clone's own.
+    Leftover,
+    /// A pool that was asked for cannot take images.
+    Pool,
+    /// A directory does not exist.
+    DirectoryMissing,
+    /// What is at a directory's path is no directory.
+    NotADirectory,
+    /// A filesystem is mounted read-only.
+    ReadOnly,
+    /// A filesystem has no hard links.
+    NoHardLinks,
+    /// `.kvm-clone` in a directory is something else than a directory of the same filesystem.
+    StagingParent,
+    /// A filesystem has too little space.
+    Space,
+    /// A filesystem has too few inodes.
+    Inodes,
+    /// A network does not exist.
+    NetworkMissing,
+    /// A network is not active, and the clone is to be started.
+    NetworkInactive,
+    /// A bridge does not exist.
+    BridgeMissing,
+    /// A network mapping names something that the VM does not use.
+    MappingUnused,
+    /// The destination has no emulator for the VM.
+    Emulator,
+    /// The destination's libvirt refuses the clone's definition.
+    Rehearsal,
+}
+
+impl BlockerKind {
+    /// The exit status that belongs to it.
+    pub fn exit(self) -> u8 {
+        if self == Self::NameHeld { 7 } else { 5 }
+    }
+}
+
+/// What an operator should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarningKind {
+    /// Something is carried otherwise than an operator may think.
+    Carriage,
+    /// The clone's disks go to a network filesystem.
+    NetworkFilesystem,
+    /// A network is not active.
+    NetworkInactive,
+    /// The VM has more memory than the destination.
+    Memory,
+    /// The VM has more CPUs than the destination.
+    Cpus,
+    /// The destination's libvirt is older than the source's.
+    OlderLibvirt,
+    /// The destination's QEMU is older than the source's.
+    OlderHypervisor,
+    /// Another VM has the same MAC address.
+    MacShared,
+    /// A disk's owner does not exist on the destination.
+    OwnerUnknown,
+}
+
+/// All that preflight found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Report {
+    /// In the way.
+    pub blockers: Vec<Blocker>,
+    /// To be known.
+    pub warnings: Vec<Warning>,
+}
+
+impl Report {
+    /// The exit status of a refusal: 5, or 7 when that is all there is; `None` when nothing is in the way.
+    pub fn exit(&self) -> Option<u8> {
+        // 5 counts more than 7 where both are there.
+        self.blockers.iter().map(|blocker| blocker.kind.exit()).min()
+    }
+
+    fn block(&mut self, kind: BlockerKind, host: &str, message: String, advice: impl Into<String>) {
+        let blocker = Blocker { kind, host: host.to_owned(), message, advice: advice.into() };
+        // Two disks in one directory need not say the same thing twice.
+        if !self.blockers.contains(&blocker) {
+            self.blockers.push(blocker);
+        }
+    }
+
+    fn warn(&mut self, kind: WarningKind, host: &str, message: String, advice: impl Into<String>) {
+        let warning = Warning { kind, host: host.to_owned(), message, advice: advice.into() };
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+}
+
+/// Looks for everything that survey and request show to be in the way.
+pub fn check(request: &Request, survey: &Survey, controller: &ControllerId) -> Report {
+    let mut report = Report::default();
+    vm::check(&mut report, survey);
+    place::check_name(&mut report, survey, controller);
+    place::check_directories(&mut report, request, survey);
+    fit::check(&mut report, request, survey);
+    report
+}
+
+/// Everything that is known before a transaction begins.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The facts.
+    pub survey: Survey,
+    /// What is in the way, and what is to be known.
+    pub report: Report,
+    /// The plan; `None` when something is in the way.
+    pub plan: Option<PlanV1>,
+}
+
+/// Surveys both hosts, looks for problems, plans, and lets the destination's libvirt say what it makes of the clone's
+/// definition. Touches nothing.
+pub fn prepare(
+    source: &dyn Host,
+    destination: &dyn Host,
+    request: &Request,
+    circumstances: &mut Circumstances<'_>,
+) -> Result<Prepared, SurveyError> {
+    let survey = survey::survey(source, destination, request)?;
+    let mut report = check(request, &survey, circumstances.controller);
+    let plan = match plan(request, &survey, circumstances) {
+        Ok(plan) => {
+            let rehearsal = survey::rehearse(destination, &plan.definition)?;
+            fit::check_rehearsal(&mut report, &survey, &rehearsal);
+            Some(plan)
+        }
+        Err(PlanError::NoImage { .. } | PlanError::NoDirectory { .. }) if !report.blockers.is_empty() => None,
+        Err(error) => {
+            let message = format!("{}: {error}.", survey.source.name);
+            report.block(BlockerKind::Definition, &survey.source.name, message, "");
+            None
+        }
+    };
+    let plan = plan.filter(|_| report.blockers.is_empty());
+    Ok(Prepared { survey, report, plan })
+}

@@ -52,12 +52,7 @@ impl fmt::Display for Shortage {
             Centigigabytes(required),
             Centigigabytes(available),
         )?;
-        write!(
-            f,
-            "Please free up at least {} on {} before retrying.",
-            Centigigabytes(required - available),
-            self.host
-        )
+        write!(f, "Please free up at least {} on {} before retrying.", Centigigabytes(required - available), self.host)
     }
 }
 
@@ -68,19 +63,6 @@ impl fmt::Display for Centigigabytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:02} GB", self.0 / 100, self.0 % 100)
     }
-}
-
-/// Bytes in the decimal unit that suits them, such as `1.50 GB`. Rounded to nearest.
-pub fn readable(bytes: u64) -> String {
-    let (unit, name) = match bytes {
-        0..1_000 => return format!("{bytes} B"),
-        1_000..1_000_000 => (1_000, "KB"),
-        1_000_000..1_000_000_000 => (1_000_000, "MB"),
-        1_000_000_000..1_000_000_000_000 => (1_000_000_000, "GB"),
-        _ => (1_000_000_000_000, "TB"),
-    };
-    let hundredths = (u128::from(bytes) * 100 + unit / 2) / unit;
-    format!("{}.{:02} {name}", hundredths / 100, hundredths % 100)
 }
 
 #[cfg(test)]
@@ -113,12 +95,5 @@ mod tests {
     fn a_shortage_of_one_byte_still_asks_for_something() {
         let shortage = Shortage::of("h", "/p", 1_000_000_000, 1_149_999_999).unwrap();
         assert!(shortage.to_string().contains("at least 0.01 GB"), "{shortage}");
-    }
-
-    #[test]
-    fn bytes_are_readable() {
-        for (bytes, text) in [(0, "0 B"), (999, "999 B"), (1_500, "1.50 KB"), (1_048_576, "1.05 MB"), (68_719_476_736, "68.72 GB"), (2_000_000_000_000, "2.00 TB")] {
-            assert_eq!(readable(bytes), text);
-        }
     }
 }

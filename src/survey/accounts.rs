@@ -55,7 +55,9 @@ mod tests {
 
     #[test]
     fn the_first_name_of_a_number_counts_and_odd_lines_are_passed_over() {
-        let names = names_by_number("root:x:0:0:root:/root:/bin/bash\ntoor:x:0:0::/:/bin/sh\n# note\n:x:5:\nkvm:x:106:\nbad:x:y:\n");
+        let names = names_by_number(
+            "root:x:0:0:root:/root:/bin/bash\ntoor:x:0:0::/:/bin/sh\n# note\n:x:5:\nkvm:x:106:\nbad:x:y:\n",
+        );
         assert_eq!(names.get(&0).map(String::as_str), Some("root"));
         assert_eq!(names.get(&106).map(String::as_str), Some("kvm"));
         assert_eq!(names.len(), 2);

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use journal_format::owner::{OWNER_FILE_BYTES, decode_owner_file};
+
 use super::neighbours::neighbours;
 use super::{
-    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, PoolSurvey, SourceSurvey, SurveyError, words_of_refusal,
+    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, PoolSurvey, SourceSurvey, SurveyError,
+    words_of_refusal,
 };
 use crate::domain::{Definition, DomainName};
 use crate::plan::placement;
@@ -13,8 +16,6 @@ use crate::world::{Fault, Host};
 
 /// Where the host records are, and the claims beside them.
 const HOST_RECORDS: &str = "/var/lib/kvm-clone/host";
-/// Host records that are looked at for the owner of a claim.
-const HOST_RECORDS_MAX: usize = 1_000;
 
 pub(super) fn survey(
     host: &dyn Host,
@@ -124,21 +125,12 @@ fn leftovers(host: &dyn Host, new_name: &DomainName) -> Result<Vec<String>, Faul
     Ok(found)
 }
 
-/// Who holds the clone's name. The claim is a link to an owner file, so the record with that inode is the holder's.
+/// Who holds the clone's name: the claim is a link to an owner file.
 fn claim(host: &dyn Host, new_name: &DomainName) -> Result<Option<ClaimFacts>, Fault> {
     let path = format!("{HOST_RECORDS}/names/{new_name}");
-    let Some(claim) = host.stat(&path)? else { return Ok(None) };
-    let mut txn = None;
-    for name in host.list(HOST_RECORDS)?.unwrap_or_default().into_iter().take(HOST_RECORDS_MAX) {
-        let Ok(candidate) = name.parse() else { continue };
-        for owner in ["owner", "committed", "abandoned"] {
-            let stat = host.stat(&format!("{HOST_RECORDS}/{name}/{owner}"))?;
-            if stat.is_some_and(|stat| stat.inode == claim.inode && stat.device == claim.device) {
-                txn = Some(candidate);
-            }
-        }
-    }
-    Ok(Some(ClaimFacts { path, txn, controller: None }))
+    let Some(bytes) = host.read(&path, OWNER_FILE_BYTES as u64)? else { return Ok(None) };
+    let owner = decode_owner_file(&bytes).map_err(|error| error.to_string());
+    Ok(Some(ClaimFacts { path, owner }))
 }
 
 /// Asks for the emulator of the VM's architecture, machine type and virtualization.

@@ -1,1 +1,266 @@
-//! The read-only facts gathered from both hosts before planning.
+//! The read-only facts of both hosts that a clone is planned from. Nothing here changes anything, and nothing here
+//! judges: what is odd is written down as a fact, and `preflight` says what it means.
+
+mod accounts;
+mod destination;
+mod neighbours;
+mod source;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use journal_format::DiskFormat;
+use journal_format::owner::OwnerV1;
+
+use crate::domain::{Definition, DomainError, DomainName, NameError};
+use crate::request::{Request, VmSelector};
+use crate::world::{
+    DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, Host, HostFacts, NetworkFacts, PoolFacts,
+};
+
+/// VMs that a message names, at most.
+pub const VMS_NAMED_MAX: usize = 20;
+
+/// Everything that preflight and plan know of the world.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    /// The host and VM to be cloned.
+    pub source: SourceSurvey,
+    /// The host that receives the clone.
+    pub destination: DestinationSurvey,
+    /// The clone's name.
+    pub new_name: DomainName,
+}
+
+impl Survey {
+    /// Whether source and destination are one machine.
+    pub fn one_machine(&self) -> bool {
+        self.source.host.machine_id == self.destination.host.machine_id
+    }
+}
+
+/// What the source's host says.
+#[derive(Debug, Clone)]
+pub struct SourceSurvey {
+    /// The host's name, as the user gave it.
+    pub name: String,
+    /// The host as a whole.
+    pub host: HostFacts,
+    /// The VM.
+    pub vm: DomainFacts,
+    /// Its definition, read.
+    pub definition: Definition,
+    /// Its disks that are to be copied, in the order of the definition.
+    pub disks: Vec<SourceDisk>,
+    /// All domains of the host, the VM among them.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// A disk of the source.
+#[derive(Debug, Clone)]
+pub struct SourceDisk {
+    /// Its place among all disks of the definition.
+    pub index: usize,
+    /// Target name in the definition, such as `vda`.
+    pub target: String,
+    /// Format by the definition.
+    pub format: DiskFormat,
+    /// The path in the definition.
+    pub path: String,
+    /// What is there.
+    pub image: SourceImage,
+}
+
+/// What stands at a source disk's path.
+#[derive(Debug, Clone)]
+pub enum SourceImage {
+    /// Something that can be read.
+    Readable(ImageFacts),
+    /// Nothing.
+    Missing,
+    /// Something that the agent, though root, cannot read; in the host's words.
+    Unreadable(String),
+}
+
+/// A source image.
+#[derive(Debug, Clone)]
+pub struct ImageFacts {
+    /// The real path, behind all symlinks.
+    pub path: String,
+    /// What `stat` says of it.
+    pub stat: FileStat,
+    /// Name of its owner, where the host's own files name it.
+    pub user: Option<String>,
+    /// Name of its group, likewise.
+    pub group: Option<String>,
+    /// Its first bytes, `HEADER_READ_BYTES` at most.
+    pub head: Vec<u8>,
+}
+
+impl SourceDisk {
+    /// The image, if there is one that can be read.
+    pub fn image(&self) -> Option<&ImageFacts> {
+        match &self.image {
+            SourceImage::Readable(image) => Some(image),
+            SourceImage::Missing | SourceImage::Unreadable(_) => None,
+        }
+    }
+}
+
+/// Another domain of a host: what of it can clash with the clone.
+#[derive(Debug, Clone)]
+pub struct Neighbour {
+    /// UUID, name, state.
+    pub brief: DomainBrief,
+    /// Its MAC addresses, in lower case.
+    pub macs: BTreeSet<String>,
+    /// Files and devices that its disks name.
+    pub paths: BTreeSet<String>,
+}
+
+/// What the destination's host says.
+#[derive(Debug, Clone)]
+pub struct DestinationSurvey {
+    /// The host's name, as the user gave it.
+    pub name: String,
+    /// The host as a whole.
+    pub host: HostFacts,
+    /// All its domains.
+    pub neighbours: Vec<Neighbour>,
+    /// Its virtual networks.
+    pub networks: Vec<NetworkFacts>,
+    /// Those bridges which the clone needs and the host has.
+    pub bridges: BTreeSet<String>,
+    /// Its pools.
+    pub pools: Vec<PoolSurvey>,
+    /// Every directory that may receive a disk, by the path it is known by; one that does not exist is left out.
+    pub directories: BTreeMap<String, DirectoryFacts>,
+    /// What keeps the host record: `/var/lib/kvm-clone/host`, or the nearest directory above it that exists.
+    pub record: DirectoryFacts,
+    /// Paths that a disk of the clone could have had, but which exist.
+    pub taken: BTreeSet<String>,
+    /// Files that libvirt would take for the clone's own.
+    pub leftovers: Vec<String>,
+    /// Who has reserved the clone's name.
+    pub claim: Option<ClaimFacts>,
+    /// What the host's QEMU makes of the VM's architecture, machine type and virtualization.
+    pub emulator: EmulatorFacts,
+    /// Numbers of the owners that the source's images have by name.
+    pub owners: BTreeMap<(Option<String>, Option<String>), (Option<u32>, Option<u32>)>,
+}
+
+/// A pool of the destination.
+#[derive(Debug, Clone)]
+pub struct PoolSurvey {
+    /// As libvirt has it.
+    pub facts: PoolFacts,
+    /// The real path of its directory, where it exists.
+    pub real_path: Option<String>,
+}
+
+/// A directory of the destination that exists.
+#[derive(Debug, Clone)]
+pub struct DirectoryFacts {
+    /// Its real path, behind all symlinks.
+    pub path: String,
+    /// What it is.
+    pub stat: FileStat,
+    /// The filesystem that holds it.
+    pub filesystem: FilesystemFacts,
+    /// What is at `.kvm-clone` in it, if anything is.
+    pub staging_parent: Option<FileStat>,
+}
+
+/// A reservation of the clone's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimFacts {
+    /// The claim's path.
+    pub path: String,
+    /// The owner file, or why it cannot be read.
+    pub owner: Result<OwnerV1, String>,
+}
+
+/// Whether the destination has an emulator for the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmulatorFacts {
+    /// This program.
+    Path(String),
+    /// None; in libvirt's words.
+    Refused(String),
+}
+
+/// What the destination's libvirt makes of the clone's whole definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rehearsal {
+    /// It could start QEMU with it.
+    Accepted,
+    /// It could not; in libvirt's words.
+    Refused(String),
+}
+
+/// Why there is no survey.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// A host did not answer a question.
+    #[error(transparent)]
+    Host(#[from] Fault),
+    /// There is no such VM.
+    #[error("{host}: there is no VM {vm}. {}", known_vms(known))]
+    NoSuchVm {
+        /// The source's host.
+        host: String,
+        /// As it was asked for.
+        vm: VmSelector,
+        /// Names of the VMs that there are.
+        known: Vec<String>,
+    },
+    /// The VM's definition cannot be read.
+    #[error("{host}: the definition of VM {vm} cannot be read: {source}. Look at it with `virsh dumpxml --inactive`.")]
+    Definition {
+        /// The source's host.
+        host: String,
+        /// The VM's name.
+        vm: String,
+        /// What is wrong with it.
+        source: DomainError,
+    },
+    /// The clone's name cannot be made from the VM's.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// The VMs of a host, in a sentence.
+fn known_vms(known: &[String]) -> String {
+    match known.len() {
+        0 => "It has none that this user can see.".to_owned(),
+        count if count <= VMS_NAMED_MAX => format!("It has: {}.", known.join(", ")),
+        count => format!(
+            "It has {count}, among them {}; `kvm-clone vms` lists all.",
+            known.get(..VMS_NAMED_MAX).unwrap_or(known).join(", ")
+        ),
+    }
+}
+
+/// Asks both hosts for everything that a clone is planned from.
+pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> Result<Survey, SurveyError> {
+    let source = source::survey(source, request)?;
+    let new_name = request.clone_name(&source.vm.brief.name)?;
+    let destination = destination::survey(destination, request, &source, &new_name)?;
+    Ok(Survey { source, destination, new_name })
+}
+
+/// Asks the destination what it would start with the clone's definition. Creates nothing.
+pub fn rehearse(destination: &dyn Host, definition: &str) -> Result<Rehearsal, Fault> {
+    Ok(match words_of_refusal(destination.native_command(definition))? {
+        Ok(_command) => Rehearsal::Accepted,
+        Err(words) => Rehearsal::Refused(words),
+    })
+}
+
+/// Keeps libvirt's definite no apart from a question that was not answered.
+fn words_of_refusal<T>(answer: Result<T, Fault>) -> Result<Result<T, String>, Fault> {
+    match answer {
+        Ok(value) => Ok(Ok(value)),
+        Err(fault) if matches!(fault.kind, FaultKind::Refused | FaultKind::Unsupported) => Ok(Err(fault.detail)),
+        Err(fault) => Err(fault),
+    }
+}

@@ -2,9 +2,10 @@
 
 use super::accounts::Accounts;
 use super::neighbours::neighbours;
-use super::{HEADER_BYTES, ImageFacts, SourceDisk, SourceImage, SourceSurvey, SurveyError};
+use super::{ImageFacts, SourceDisk, SourceImage, SourceSurvey, SurveyError};
 use journal_format::DiskFormat;
 
+use crate::domain::qcow2::HEADER_READ_BYTES;
 use crate::domain::{Definition, Disk};
 use crate::request::{Request, VmSelector};
 use crate::world::{DomainFacts, Fault, FaultKind, FileKind, Host};
@@ -59,7 +60,7 @@ fn look_at_image(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<Opt
     let Some(path) = host.resolve(path)? else { return Ok(None) };
     let Some(stat) = host.stat(&path)? else { return Ok(None) };
     let head = match stat.kind {
-        FileKind::File => host.read(&path, HEADER_BYTES)?,
+        FileKind::File => host.read(&path, HEADER_READ_BYTES as u64)?,
         _ => Some(Vec::new()),
     };
     let Some(head) = head else { return Ok(None) };

@@ -1,0 +1,196 @@
+//! Does the VM fit the destination? Networks, emulator, memory, CPUs, versions, and what others have already.
+
+use super::{BlockerKind, Report, WarningKind};
+use crate::report::quantity::bytes;
+use crate::request::Request;
+use crate::survey::{EmulatorFacts, Neighbour, Rehearsal, Survey};
+
+pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
+    check_networks(report, request, survey);
+    check_bridges(report, request, survey);
+    check_mappings(report, request, survey);
+    check_emulator(report, survey);
+    check_size(report, survey);
+    check_versions(report, survey);
+    if request.preserve_mac {
+        check_macs(report, survey);
+    }
+}
+
+/// What the destination's libvirt says of the clone's whole definition.
+pub(super) fn check_rehearsal(report: &mut Report, survey: &Survey, rehearsal: &Rehearsal) {
+    let host = survey.destination.name.as_str();
+    if let Rehearsal::Refused(words) = rehearsal {
+        report.block(
+            BlockerKind::Rehearsal,
+            host,
+            format!("{host}: libvirt could not start the clone as it would be defined: {words}."),
+            "Change the source's definition, or update libvirt and QEMU there.",
+        );
+    }
+}
+
+fn check_networks(report: &mut Report, request: &Request, survey: &Survey) {
+    let host = survey.destination.name.as_str();
+    for wanted in survey.source.definition.networks() {
+        let name = request.mapped_network(wanted);
+        match survey.destination.networks.iter().find(|network| network.name == name) {
+            Some(network) if network.active => {}
+            Some(_) if request.start => report.block(
+                BlockerKind::NetworkInactive,
+                host,
+                format!("{host}: the network {name} is not active, and the clone is to be started."),
+                format!("Start it (`virsh net-start {name}`)."),
+            ),
+            Some(_) => report.warn(
+                WarningKind::NetworkInactive,
+                host,
+                format!("{host}: the network {name} is not active: the clone cannot be started before it is."),
+                format!("Start it (`virsh net-start {name}`)."),
+            ),
+            None => {
+                let known: Vec<_> = survey.destination.networks.iter().map(|network| network.name.as_str()).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                report.block(
+                    BlockerKind::NetworkMissing,
+                    host,
+                    format!("{host}: there is no network {name}; networks there: {known}."),
+                    format!("Define it there, or give another one with --network-map {wanted}=…."),
+                );
+            }
+        }
+    }
+}
+
+fn check_bridges(report: &mut Report, request: &Request, survey: &Survey) {
+    let host = survey.destination.name.as_str();
+    for wanted in survey.source.definition.bridges() {
+        let name = request.mapped_network(wanted);
+        if !survey.destination.bridges.contains(name) {
+            report.block(
+                BlockerKind::BridgeMissing,
+                host,
+                format!("{host}: there is no bridge {name}."),
+                format!("Make it there, or give another one with --network-map {wanted}=…."),
+            );
+        }
+    }
+}
+
+fn check_mappings(report: &mut Report, request: &Request, survey: &Survey) {
+    let definition = &survey.source.definition;
+    let used: Vec<_> = definition.networks().into_iter().chain(definition.bridges()).collect();
+    let (host, vm) = (survey.source.name.as_str(), &survey.source.vm.brief.name);
+    for mapping in request.network_map.iter().filter(|mapping| !used.contains(&mapping.from.as_str())) {
+        let known = if used.is_empty() { "none".to_owned() } else { used.join(", ") };
+        report.block(
+            BlockerKind::MappingUnused,
+            host,
+            format!(
+                "--network-map {}={}: VM {vm} uses no network or bridge {}; it uses: {known}.",
+                mapping.from, mapping.to, mapping.from
+            ),
+            "Correct the name, or leave the mapping out.",
+        );
+    }
+}
+
+fn check_emulator(report: &mut Report, survey: &Survey) {
+    let host = survey.destination.name.as_str();
+    if let EmulatorFacts::Refused(words) = &survey.destination.emulator {
+        let definition = &survey.source.definition;
+        let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "default".to_owned());
+        report.block(
+            BlockerKind::Emulator,
+            host,
+            format!(
+                "{host}: there is no emulator for architecture {}, machine type {} and virtualization {}: {words}.",
+                part(&definition.os.arch),
+                part(&definition.os.machine),
+                definition.virt_type
+            ),
+            "Install or update QEMU there; for kvm, see that /dev/kvm exists.",
+        );
+    }
+}
+
+fn check_size(report: &mut Report, survey: &Survey) {
+    let (host, facts) = (survey.destination.name.as_str(), &survey.destination.host);
+    let definition = &survey.source.definition;
+    if definition.memory_bytes > facts.memory_bytes {
+        report.warn(
+            WarningKind::Memory,
+            host,
+            format!(
+                "{host} has {} of memory, and the VM has {}: it may not start there.",
+                bytes(facts.memory_bytes),
+                bytes(definition.memory_bytes)
+            ),
+            "",
+        );
+    }
+    if definition.vcpus > facts.cpus {
+        report.warn(
+            WarningKind::Cpus,
+            host,
+            format!(
+                "{host} has {} CPUs, and the VM has {}: it will be slow, or may not start there.",
+                facts.cpus, definition.vcpus
+            ),
+            "",
+        );
+    }
+}
+
+fn check_versions(report: &mut Report, survey: &Survey) {
+    let (from, to) = (&survey.source.host, &survey.destination.host);
+    let host = survey.destination.name.as_str();
+    let mut compare = |kind, what, source, destination| {
+        if destination < source {
+            report.warn(
+                kind,
+                host,
+                format!(
+                    "{host} has {what} {}, older than the {} of {}: it may not know all that the VM uses.",
+                    version(destination),
+                    version(source),
+                    survey.source.name
+                ),
+                "",
+            );
+        }
+    };
+    compare(WarningKind::OlderLibvirt, "libvirt", from.libvirt_version, to.libvirt_version);
+    compare(WarningKind::OlderHypervisor, "QEMU", from.hypervisor_version, to.hypervisor_version);
+}
+
+/// A version as people write it, from libvirt's 1,000,000 × major + 1,000 × minor + release.
+fn version(encoded: u64) -> String {
+    format!("{}.{}.{}", encoded / 1_000_000, encoded / 1_000 % 1_000, encoded % 1_000)
+}
+
+/// Kept addresses that another VM has too. The source has them by intention, and is named only where the clone will be
+/// on its own host.
+fn check_macs(report: &mut Report, survey: &Survey) {
+    let vm = &survey.source.vm.brief;
+    let elsewhere = |neighbour: &&Neighbour| survey.one_machine() || neighbour.brief.uuid != vm.uuid;
+    let sides = [
+        (survey.source.name.as_str(), &survey.source.neighbours, !survey.one_machine()),
+        (survey.destination.name.as_str(), &survey.destination.neighbours, true),
+    ];
+    for (host, neighbours, counts) in sides {
+        for neighbour in neighbours.iter().filter(elsewhere).filter(|_| counts) {
+            for mac in survey.source.definition.macs().filter(|mac| neighbour.macs.contains(mac)) {
+                report.warn(
+                    WarningKind::MacShared,
+                    host,
+                    format!(
+                        "{host}: VM {} has the MAC address {mac} too: on one network the two disturb each other.",
+                        neighbour.brief.name
+                    ),
+                    "Leave --preserve-mac out, or keep the two apart.",
+                );
+            }
+        }
+    }
+}

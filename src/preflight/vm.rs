@@ -1,0 +1,142 @@
+//! Can this VM be cloned, as it is now? Its state, what belongs to it, and its disks.
+
+use journal_format::DiskFormat;
+
+use super::{BlockerKind, Report, WarningKind};
+use crate::domain::qcow2::Header;
+use crate::domain::{Carriage, uncarried, uncarried_image};
+use crate::survey::{ImageFacts, SourceDisk, SourceImage, Survey};
+use crate::world::{DomainState, FileKind};
+
+pub(super) fn check(report: &mut Report, survey: &Survey) {
+    check_state(report, survey);
+    match uncarried(&survey.source.definition) {
+        Ok(carriage) => take(report, survey, carriage),
+        Err(error) => {
+            let message = format!("{} of VM {}: {error}.", survey.source.name, survey.source.vm.brief.name);
+            report.block(BlockerKind::Definition, &survey.source.name, message, "");
+        }
+    }
+    for disk in &survey.source.disks {
+        check_disk(report, survey, disk);
+    }
+}
+
+fn check_state(report: &mut Report, survey: &Survey) {
+    let (vm, host) = (&survey.source.vm, survey.source.name.as_str());
+    let name = &vm.brief.name;
+    if vm.brief.state == DomainState::Active {
+        report.block(
+            BlockerKind::Running,
+            host,
+            format!("{host}: VM {name} is running, and only a VM that is shut off can be cloned."),
+            format!("Shut it down (`virsh shutdown {name}`) and run again."),
+        );
+    }
+    if !vm.persistent {
+        report.block(
+            BlockerKind::Transient,
+            host,
+            format!("{host}: VM {name} is transient: it has no definition that a clone could be made from."),
+            "Define it (`virsh define`) first.",
+        );
+    }
+    if vm.managed_save {
+        report.block(
+            BlockerKind::ManagedSave,
+            host,
+            format!(
+                "{host}: VM {name} has a saved memory state (managed save), without which its disks are not consistent."
+            ),
+            format!("Start it and shut it down, or give the saved state up (`virsh managedsave-remove {name}`)."),
+        );
+    }
+    if vm.snapshots > 0 {
+        report.block(
+            BlockerKind::Snapshots,
+            host,
+            format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.snapshots, "snapshot")),
+            format!("Delete what is not needed (`virsh snapshot-list {name}`, `virsh snapshot-delete`)."),
+        );
+    }
+    if vm.checkpoints > 0 {
+        report.block(
+            BlockerKind::Checkpoints,
+            host,
+            format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.checkpoints, "checkpoint")),
+            format!("Delete what is not needed (`virsh checkpoint-list {name}`, `virsh checkpoint-delete`)."),
+        );
+    }
+}
+
+fn count(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What is not carried, in this report's words.
+fn take(report: &mut Report, survey: &Survey, carriage: Carriage) {
+    let (vm, host) = (&survey.source.vm.brief.name, survey.source.name.as_str());
+    let message =
+        |found: &crate::domain::Uncarried| format!("{host}: VM {vm}, {}: {}: {}.", found.where_, found.what, found.why);
+    for found in carriage.blockers {
+        report.block(BlockerKind::Uncarried, host, message(&found), found.advice);
+    }
+    for found in carriage.warnings {
+        report.warn(WarningKind::Carriage, host, message(&found), found.advice);
+    }
+}
+
+fn check_disk(report: &mut Report, survey: &Survey, disk: &SourceDisk) {
+    let host = survey.source.name.as_str();
+    let (target, path) = (&disk.target, &disk.path);
+    match &disk.image {
+        SourceImage::Missing => report.block(
+            BlockerKind::DiskMissing,
+            host,
+            format!("{host}: disk {target}: {path} does not exist."),
+            "Mount what it lies on, or take the disk out of the definition.",
+        ),
+        SourceImage::Unreadable(words) => report.block(
+            BlockerKind::DiskUnreadable,
+            host,
+            format!("{host}: disk {target}: {path} cannot be read: {words}."),
+            "Let root read it on that host, or repair what it lies on.",
+        ),
+        SourceImage::Readable(image) if image.stat.kind != FileKind::File => report.block(
+            BlockerKind::DiskKind,
+            host,
+            format!("{host}: disk {target}: {} is not a regular file, though the definition says so.", image.path),
+            "Correct the disk's type in the definition.",
+        ),
+        SourceImage::Readable(image) if disk.format == DiskFormat::Qcow2 => check_header(report, survey, disk, image),
+        SourceImage::Readable(_) => {}
+    }
+}
+
+fn check_header(report: &mut Report, survey: &Survey, disk: &SourceDisk, image: &ImageFacts) {
+    match Header::read(&image.head) {
+        Ok(header) => take(report, survey, uncarried_image(&disk.target, &header)),
+        Err(error) => {
+            let host = survey.source.name.as_str();
+            report.block(
+                BlockerKind::DiskHeader,
+                host,
+                format!("{host}: disk {}: {}: {error}.", disk.target, image.path),
+                "Look at it with `qemu-img check`, or correct the disk's format in the definition.",
+            );
+        }
+    }
+}
+
+/// Bytes that the clone's image may come to take, before any margin.
+pub(super) fn bytes_to_allocate(disk: &SourceDisk, image: &ImageFacts, preallocate: bool) -> u64 {
+    if !preallocate {
+        // What the source allocated beyond the end of its image is not copied.
+        return image.stat.allocated.min(image.stat.size);
+    }
+    let virtual_size = match disk.format {
+        DiskFormat::Raw => 0,
+        DiskFormat::Qcow2 => Header::read(&image.head).map_or(0, |header| header.virtual_size_bytes),
+    };
+    virtual_size.max(image.stat.size)
+}
