@@ -1,8 +1,37 @@
 //! The state machine: run, resume, rollback, clean-up, and the recovery table. Knows nothing of ssh, libvirt or sled.
+//!
+//! One call of `drive` is one attempt: it opens, goes forward to the commit and through clean-up, or back to the world
+//! as it was, or suspends, or stops. Whatever happened before, the journal and the probes say where to go on.
 
-use journal_format::{FailureV1, FindingV1};
+mod attempt;
+mod back;
+mod clean_up;
+mod forward;
+pub mod table;
 
+use journal_format::{
+    AttemptPurpose, EventV1, FailureClassV1, FailureV1, FindingV1, ReopenCauseV1, StepRef, StepV1, owner::DirectionV1,
+};
+
+use crate::failure::{Failure, journal_failure};
+use crate::history::Last;
+use crate::journal::recorder::Recorder;
+use crate::journal::{Journal, JournalError};
 pub use crate::observer::{Observer, Progress};
+use crate::steps::host_record::HostRecord;
+use crate::steps::{self, Context};
+use crate::world::{Side, World};
+
+/// What an attempt is opened for, and by whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Run, resume or rollback.
+    pub purpose: AttemptPurpose,
+    /// The controller's process.
+    pub controller_pid: u32,
+    /// Image bytes per second at most, instead of what the plan says.
+    pub bandwidth_limit_bytes_per_second: Option<u64>,
+}
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,4 +52,185 @@ pub enum Ending {
     Stuck(FindingV1),
     /// What was asked does not fit the transaction's state; nothing was done (exit 5).
     Refused(FailureV1),
+}
+
+/// Drives a transaction as far as it goes. An error means that its journal cannot be read.
+pub fn drive(
+    world: &dyn World,
+    journal: &mut dyn Journal,
+    observer: &mut dyn Observer,
+    settings: &Settings,
+) -> Result<Ending, JournalError> {
+    let mut recorder = Recorder::new(journal, observer)?;
+    if let Some(ending) = settled_before(&recorder, settings.purpose) {
+        return Ok(ending);
+    }
+    let plan = recorder.plan();
+    let record = HostRecord::of(plan.txn, &plan.request.new_name);
+    let ending = match attempt::take_over(world, &plan, &record) {
+        Ok((destination, standing)) => {
+            let limit = settings.bandwidth_limit_bytes_per_second;
+            let bandwidth_limit_bytes_per_second = limit.or(plan.request.options.bandwidth_limit_bytes_per_second);
+            let source = None;
+            let mut context =
+                Context { world, plan, recorder, destination, source, record, bandwidth_limit_bytes_per_second };
+            go(&mut context, &standing, settings)
+                .unwrap_or_else(|failure| end_with(&mut context.recorder, world, failure))
+        }
+        Err(failure) => end_with(&mut recorder, world, failure),
+    };
+    world.disconnect(Side::Source);
+    world.disconnect(Side::Destination);
+    Ok(ending)
+}
+
+/// What the journal alone answers.
+fn settled_before(recorder: &Recorder, purpose: AttemptPurpose) -> Option<Ending> {
+    use AttemptPurpose::{Resume, Rollback, Run};
+    use journal_format::EndV1;
+    let history = recorder.history();
+    if let Some(reason) = &history.abandoned {
+        return Some(refused(format!("this transaction was abandoned: {reason}"), "run the clone again"));
+    }
+    match (history.finished, purpose) {
+        (Some((EndV1::Committed, _)), Run | Resume) => return Some(Ending::Committed { warnings: Vec::new() }),
+        (Some((EndV1::RolledBack, _)), Rollback) => return Some(Ending::RolledBack { failure: None }),
+        (Some((EndV1::RolledBack, _)), Run | Resume) => {
+            return Some(refused("this transaction was rolled back", "run the clone again"));
+        }
+        (Some((EndV1::Committed, _)), Rollback) => return Some(already_committed()),
+        (None, _) => {}
+    }
+    match purpose {
+        Rollback if history.committed => Some(already_committed()),
+        Resume | Run if history.rolling_back.is_some() => Some(refused(
+            "this transaction is rolling back",
+            "finish that with `kvm-clone rollback`, then run the clone again",
+        )),
+        Run | Resume | Rollback => None,
+    }
+}
+
+fn already_committed() -> Ending {
+    refused(
+        "this transaction is committed: the clone is there and only forward is possible",
+        "remove the clone with `virsh undefine` if it is not wanted; `kvm-clone resume` finishes a clean-up",
+    )
+}
+
+fn refused(message: impl Into<String>, advice: impl Into<String>) -> Ending {
+    let (message, advice) = (message.into(), advice.into());
+    Ending::Refused(FailureV1 { class: FailureClassV1::Stop, exit: 5, message, advice })
+}
+
+/// The owner lock is held, where there is anything to lock: which way?
+fn go(context: &mut Context, standing: &attempt::Standing, settings: &Settings) -> Result<Ending, Failure> {
+    if standing.abandoned {
+        return Ok(refused("this transaction was abandoned on its destination", "run the clone again"));
+    }
+    // The mark outranks everything; looked for before anything is written, so that a refusal changes nothing.
+    if standing.marked && settings.purpose == AttemptPurpose::Rollback {
+        return Ok(already_committed());
+    }
+    let stranger = standing.owner.as_ref().filter(|owner| owner.epoch > context.recorder.epoch());
+    let rolling_back_there = standing.owner.as_ref().is_some_and(|owner| owner.direction == DirectionV1::RollingBack);
+    if let Some(owner) = stranger.filter(|_| !standing.marked && !rolling_back_there) {
+        return Err(Failure::stop(
+            None,
+            format!("a host record last driven from this journal (epoch {} or lower)", context.recorder.epoch().0),
+            format!(
+                "epoch {} of the controller {} on machine {}",
+                owner.epoch.0, owner.controller.state_dir, owner.controller.machine_id
+            ),
+        ));
+    }
+    attempt::open_epoch(context, standing, settings.purpose, settings.controller_pid)?;
+
+    if standing.marked || context.recorder.history().committed {
+        if !context.recorder.history().committed {
+            context.recorder.append(context.world.now(), EventV1::Committed)?;
+        }
+        return clean_up::clean_up(context, standing.record);
+    }
+    if settings.purpose == AttemptPurpose::Rollback {
+        let asked = FailureV1 {
+            class: FailureClassV1::TurnBack,
+            exit: 0,
+            message: "rollback was asked for".to_owned(),
+            advice: String::new(),
+        };
+        back::roll_back(context, asked)?;
+        return Ok(Ending::RolledBack { failure: None });
+    }
+    let failure = if rolling_back_there {
+        Failure::turn_back("another controller rolled this transaction back", "run the clone again")
+    } else if record_is_lost(context, standing) {
+        back::must_be_untouched(context)?;
+        Failure::turn_back("the host record is gone, and with it everything of this transaction", "run the clone again")
+    } else {
+        match forward::forward(context) {
+            Ok(()) => return clean_up::clean_up(context, true),
+            Err(failure) => failure,
+        }
+    };
+    let Failure::Refusal(failure) = failure else { return Err(failure) };
+    if failure.class != FailureClassV1::TurnBack {
+        return Err(Failure::Refusal(failure));
+    }
+    back::roll_back(context, failure.clone())?;
+    Ok(Ending::RolledBack { failure: Some(failure) })
+}
+
+/// A record that was there, and no mark: only a clean-up or a rollback removes it, and only as its last act.
+fn record_is_lost(context: &Context, standing: &attempt::Standing) -> bool {
+    let reserved = context.history_of(StepV1::ReserveRecord).map(|step| step.last);
+    !standing.record && reserved == Some(Last::Done)
+}
+
+/// Records why an attempt ends before the transaction does.
+fn end_with(recorder: &mut Recorder, world: &dyn World, failure: Failure) -> Ending {
+    let (event, ending) = match failure {
+        Failure::Refusal(failure) => (EventV1::Suspended { failure: failure.clone() }, Ending::Suspended(failure)),
+        Failure::Finding(finding) => (EventV1::Stuck { finding: finding.clone() }, Ending::Stuck(finding)),
+        Failure::Journal(error) => return Ending::Suspended(journal_failure(&error)),
+    };
+    match recorder.append(world.now(), event) {
+        Ok(()) => ending,
+        Err(error) => {
+            recorder.observer.warning(&format!("the end of this attempt could not be recorded: {error}"));
+            ending
+        }
+    }
+}
+
+/// Marks a done step, and all later done steps of its disk, to be applied again.
+fn reopen(context: &mut Context, first: StepV1, cause: ReopenCauseV1, why: &str) -> Result<(), Failure> {
+    let plan = context.plan.clone();
+    let disk = steps::disk_of(first);
+    let mut reached = false;
+    for (index, step) in (0u32..).zip(&plan.steps) {
+        reached |= *step == first;
+        let affected = *step == first || (reached && disk.is_some() && steps::disk_of(*step) == disk);
+        let last = context.history_of(*step).map_or(Last::None, |step| step.last);
+        let verifying = *step != first && last == Last::Started && matches!(step, StepV1::VerifyDisk { .. });
+        if affected && (last == Last::Done || verifying) {
+            let event = EventV1::Reopened { step: StepRef::Forward(index), cause, why: why.to_owned() };
+            context.recorder.append(context.world.now(), event)?;
+        }
+    }
+    Ok(())
+}
+
+/// A finding in the place of a step, with what a person would type to look.
+fn finding(context: &Context, step: StepRef, expected: String, found: &str) -> Failure {
+    let mut commands = vec![format!("kvm-clone show {}", context.plan.txn)];
+    commands.extend(look_commands(context));
+    Failure::Finding(FindingV1 { step: Some(step), expected, found: found.to_owned(), commands })
+}
+
+fn look_commands(context: &Context) -> Vec<String> {
+    let mut commands = vec![format!("virsh dominfo {}", context.plan.clone_uuid)];
+    commands
+        .extend(context.plan.disks.iter().map(|disk| format!("ls -li '{}' '{}'", disk.staging_path, disk.final_path)));
+    commands
 }

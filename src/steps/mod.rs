@@ -1,1 +1,157 @@
 //! One file a kind of step: probe, apply, undo, written once above World.
+//!
+//! A step knows nothing of ssh, libvirt or sled, and never decides what its probe means: the recovery table does
+//! (`engine/table.rs`). Every apply and undo may be repeated: the second time changes nothing.
+
+mod claim_name;
+mod context;
+mod create_disk;
+mod create_staging;
+mod define_domain;
+mod detect_shared_storage;
+mod finish_domain;
+pub mod host_record;
+mod publish_disk;
+mod refresh_pool;
+mod release_claim;
+mod remove_record;
+mod remove_staging;
+mod reserve_record;
+mod set_autostart;
+mod start_domain;
+mod transfer_disk;
+mod verify_disk;
+
+use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
+
+pub use self::context::Context;
+pub use self::define_domain::LIBVIRT_DEFINITIONS;
+use crate::failure::Failure;
+
+/// What a probe says of a step's effect. A host that does not answer is an error, not an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// No effect.
+    Absent,
+    /// Some of it, all ours.
+    Partial,
+    /// All of it.
+    Ours(OutcomeV1),
+    /// Ours, but started, locked or changed since; what was found.
+    InUse(String),
+    /// Something that is not ours is there; what was found.
+    Foreign(String),
+}
+
+/// What an apply came to.
+#[derive(Debug)]
+pub enum Applied {
+    /// The effect is there.
+    Done(OutcomeV1),
+    /// An earlier step has to be applied again, and this one after it.
+    Reopen {
+        /// That step.
+        earlier: StepV1,
+        /// Why.
+        cause: ReopenCauseV1,
+        /// Why, for people.
+        why: String,
+    },
+}
+
+/// A step before the commit.
+pub trait Step {
+    /// What should be there, for people.
+    fn expected(&self, context: &Context) -> String;
+    /// Looks, and changes nothing.
+    fn probe(&self, context: &Context) -> Result<Probe, Failure>;
+    /// Makes the effect, from nothing or from a part of it.
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure>;
+    /// Makes an effect that is there survive a power cut of its host. Nothing is Done before.
+    fn settle(&self, _context: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+    /// Settles what an apply completed.
+    fn settle_if_done(&self, context: &Context, applied: Applied) -> Result<Applied, Failure> {
+        if matches!(applied, Applied::Done(_)) {
+            self.settle(context)?;
+        }
+        Ok(applied)
+    }
+    /// Takes the effect away, durably.
+    fn undo(&self, context: &mut Context) -> Result<(), Failure>;
+    /// Takes the locks that keep a done effect still. Attempt state: taken anew in each attempt, never journalled.
+    fn hold(&self, _context: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+    /// The refusal for something foreign in this step's place, where it is more than "taken".
+    fn foreign(&self, _context: &Context) -> Option<Failure> {
+        None
+    }
+    /// May a call that was accepted before a crash still land after its agent's death?
+    fn lands_late(&self) -> bool {
+        false
+    }
+}
+
+/// A step after the commit: forward only.
+pub trait CleanUpStep {
+    /// What should be there, for people.
+    fn expected(&self, context: &Context) -> String;
+    /// Looks, and changes nothing.
+    fn probe(&self, context: &Context) -> Result<Probe, Failure>;
+    /// Makes the effect.
+    fn apply(&self, context: &mut Context) -> Result<(), Failure>;
+    /// Makes it survive a power cut of its host.
+    fn settle(&self, _context: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// The code of a step.
+pub fn step(step: StepV1) -> Box<dyn Step> {
+    match step {
+        StepV1::ReserveRecord => Box::new(reserve_record::ReserveRecord),
+        StepV1::ClaimName => Box::new(claim_name::ClaimName),
+        StepV1::CreateStaging { directory } => Box::new(create_staging::CreateStaging { directory }),
+        StepV1::DetectSharedStorage => Box::new(detect_shared_storage::DetectSharedStorage),
+        StepV1::CreateDisk { disk } => Box::new(create_disk::CreateDisk { disk }),
+        StepV1::TransferDisk { disk } => Box::new(transfer_disk::TransferDisk { disk }),
+        StepV1::VerifyDisk { disk } => Box::new(verify_disk::VerifyDisk { disk }),
+        StepV1::PublishDisk { disk } => Box::new(publish_disk::PublishDisk { disk }),
+        StepV1::DefineDomain => Box::new(define_domain::DefineDomain),
+    }
+}
+
+/// The code of a clean-up step.
+pub fn clean_up_step(step: CleanUpStepV1) -> Box<dyn CleanUpStep> {
+    match step {
+        CleanUpStepV1::FinishDomain => Box::new(finish_domain::FinishDomain),
+        CleanUpStepV1::ReleaseClaim => Box::new(release_claim::ReleaseClaim),
+        CleanUpStepV1::SetAutostart => Box::new(set_autostart::SetAutostart),
+        CleanUpStepV1::StartDomain => Box::new(start_domain::StartDomain),
+        CleanUpStepV1::RemoveStaging { directory } => Box::new(remove_staging::RemoveStaging { directory }),
+        CleanUpStepV1::RefreshPool { pool } => Box::new(refresh_pool::RefreshPool { pool }),
+        CleanUpStepV1::RemoveRecord => Box::new(remove_record::RemoveRecord),
+    }
+}
+
+/// The disk a step is about, if it is about one.
+pub fn disk_of(step: StepV1) -> Option<u32> {
+    match step {
+        StepV1::CreateDisk { disk }
+        | StepV1::TransferDisk { disk }
+        | StepV1::VerifyDisk { disk }
+        | StepV1::PublishDisk { disk } => Some(disk),
+        StepV1::ReserveRecord
+        | StepV1::ClaimName
+        | StepV1::CreateStaging { .. }
+        | StepV1::DetectSharedStorage
+        | StepV1::DefineDomain => None,
+    }
+}
+
+/// Is it about what is in a disk, rather than about where things are?
+pub fn concerns_content(step: StepV1) -> bool {
+    matches!(step, StepV1::CreateDisk { .. } | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. })
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Mutex;
 use std::thread;
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -11,6 +12,8 @@ use crate::world::ChunkGeometry;
 
 /// Zeros are hashed in pieces of this size.
 const ZERO_BYTES: usize = 1 << 20;
+/// Chunks that one thread hashes before it asks for more.
+const TURN_CHUNKS: usize = 16;
 static ZEROS: [u8; ZERO_BYTES] = [0; ZERO_BYTES];
 
 /// The root of an image of which `chunks` names every chunk that is not zero; what is not named is zero.
@@ -36,18 +39,13 @@ fn values(geometry: ChunkGeometry, chunks: &BTreeMap<u64, ChunkState>) -> Vec<[u
     let count = usize::try_from(geometry.chunk_count()).unwrap_or(usize::MAX);
     let mut values = vec![[0; 32]; count];
     let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    // Zero chunks tend to lie together: short turns share them out evenly.
-    let turn = 64;
+    // Zero chunks tend to lie together: a queue of short turns shares them out evenly.
+    let turns = Mutex::new(values.chunks_mut(TURN_CHUNKS).enumerate());
     thread::scope(|scope| {
-        let mut lots: Vec<Vec<(usize, &mut [[u8; 32]])>> = (0..workers).map(|_| Vec::new()).collect();
-        for (number, part) in values.chunks_mut(turn).enumerate() {
-            lots[number % workers].push((number * turn, part));
-        }
-        for lot in lots {
-            scope.spawn(move || {
-                for (start, part) in lot {
-                    for (offset, value) in part.iter_mut().enumerate() {
-                        let index = (start + offset) as u64;
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some((number, turn)) = turns.lock().ok().and_then(|mut turns| turns.next()) {
+                    for (index, value) in (number as u64 * TURN_CHUNKS as u64..).zip(turn) {
                         *value = match chunks.get(&index) {
                             Some(ChunkState::Data(known)) => known.0,
                             Some(ChunkState::Zero) | None => zero_chunk(geometry, index),

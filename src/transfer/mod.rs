@@ -4,7 +4,7 @@
 
 pub mod manifest;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use journal_format::{ChunkRecordV1, ChunkState, StepRef};
@@ -107,7 +107,7 @@ pub struct CompareSink<'r, 'a> {
     geometry: ChunkGeometry,
     progress: Progress,
     /// Chunks that differ, ascending.
-    pub differing: Vec<u64>,
+    pub differing: BTreeSet<u64>,
 }
 
 impl<'r, 'a> CompareSink<'r, 'a> {
@@ -120,7 +120,7 @@ impl<'r, 'a> CompareSink<'r, 'a> {
         total_bytes: u64,
     ) -> Self {
         let progress = Progress { step, done_bytes: 0, total_bytes };
-        Self { recorder, expected, geometry, progress, differing: Vec::new() }
+        Self { recorder, expected, geometry, progress, differing: BTreeSet::new() }
     }
 }
 
@@ -128,7 +128,7 @@ impl ChunkSink for CompareSink<'_, '_> {
     fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
         for record in records {
             if self.expected.get(&record.index).copied().unwrap_or(ChunkState::Zero) != record.state {
-                self.differing.push(record.index);
+                self.differing.insert(record.index);
             }
             self.progress.done_bytes += self.geometry.chunk_len(record.index);
         }

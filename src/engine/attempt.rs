@@ -1,0 +1,305 @@
+//! Opening an attempt: the destination's agent, the owner lock, a new epoch, the look for the commit mark; then, going
+//! forward only, the source's agent and its image locks.
+//!
+//! Nothing of the transaction is touched before the owner lock is held. Within an attempt nothing reconnects.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
+use journal_format::{AttemptPurpose, ControllerId, Epoch, EventV1, PlanV1, ReopenCauseV1, SourceStampV1, StepV1};
+
+use super::reopen;
+use crate::domain::same;
+use crate::failure::Failure;
+use crate::history::Last;
+use crate::steps::Context;
+use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX};
+use crate::world::{DomainState, FaultKind, Host, OwnerLock, ProcessId, Side, World};
+
+/// A silent agent ends by itself after 30 s.
+const SILENT_AGENT_WAIT: Duration = Duration::from_secs(35);
+/// How often a lock that is held by somebody else is tried meanwhile.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// A name may move under us while another agent ends; more often than this it is not by chance.
+const LOCK_ROUNDS_MAX: u32 = 5;
+
+/// What the destination says of the transaction, seen under the owner lock.
+pub(super) struct Standing {
+    /// The host record is there.
+    pub(super) record: bool,
+    /// The commit mark is there.
+    pub(super) marked: bool,
+    /// Somebody gave it up.
+    pub(super) abandoned: bool,
+    /// The owner file, where there is one.
+    pub(super) owner: Option<OwnerV1>,
+}
+
+/// Connects to the destination and takes the owner lock.
+pub(super) fn take_over(
+    world: &dyn World,
+    plan: &PlanV1,
+    record: &HostRecord,
+) -> Result<(Rc<dyn Host>, Standing), Failure> {
+    let destination = connect(world, Side::Destination, &plan.request.destination.machine_id)?;
+    destination.allow(&allowed(plan))?;
+    let standing = lock(world, destination.as_ref(), record, &plan.controller)?;
+    Ok((destination, standing))
+}
+
+/// Gives the attempt its epoch: into the journal first, then into the owner file.
+pub(super) fn open_epoch(
+    context: &mut Context,
+    standing: &Standing,
+    purpose: AttemptPurpose,
+    controller_pid: u32,
+) -> Result<(), Failure> {
+    let known = context.recorder.epoch();
+    let seen = standing.owner.as_ref().map_or(Epoch(0), |owner| owner.epoch);
+    let epoch = Epoch(known.max(seen).0 + 1);
+    context.recorder.append(context.world.now(), EventV1::AttemptOpened { epoch, purpose, pid: controller_pid })?;
+    if let Some(owner) = &standing.owner {
+        write_owner(context, owner, owner.direction)?;
+    }
+    Ok(())
+}
+
+/// Writes the owner file's other slot: this attempt's epoch and agent, and the direction. Durable when it returns.
+pub(super) fn write_owner(context: &Context, before: &OwnerV1, direction: DirectionV1) -> Result<(), Failure> {
+    let host = &context.destination;
+    let agent = host.agent()?;
+    let owner = OwnerV1 {
+        counter: before.counter + 1,
+        txn: before.txn,
+        epoch: context.recorder.epoch(),
+        controller: context.plan.controller.clone(),
+        agent_pid: agent.pid,
+        agent_started: agent.started,
+        direction,
+    };
+    let path = owner_path(context)?;
+    let slot = owner
+        .encode_slot()
+        .map_err(|error| Failure::suspend(format!("{path}: {error}"), "use a state directory with a shorter path"))?;
+    let stat = host.stat(&path)?;
+    let inode = stat.map(|stat| stat.inode).ok_or_else(|| gone(host.as_ref(), &path))?;
+    host.write_at(&path, inode, owner.offset(), &slot)?;
+    Ok(host.sync(&path)?)
+}
+
+/// The owner file as it is now.
+pub(super) fn read_owner(context: &Context) -> Result<Option<OwnerV1>, Failure> {
+    let path = owner_path(context)?;
+    read_owner_at(context.destination.as_ref(), &path)
+}
+
+fn owner_path(context: &Context) -> Result<String, Failure> {
+    let committed = context.record.committed();
+    Ok(if context.destination.stat(&committed)?.is_some() { committed } else { context.record.owner() })
+}
+
+fn read_owner_at(host: &dyn Host, path: &str) -> Result<Option<OwnerV1>, Failure> {
+    let Some(bytes) = host.read(path, OWNER_BYTES_MAX)? else { return Ok(None) };
+    decode_owner_file(&bytes)
+        .map(Some)
+        .map_err(|error| Failure::stop(None, format!("an owner file in {path} on {}", host.name()), error.to_string()))
+}
+
+fn gone(host: &dyn Host, path: &str) -> Failure {
+    Failure::suspend(format!("{path} on {} is gone", host.name()), "resume looks again")
+}
+
+fn connect(world: &dyn World, side: Side, machine_id: &str) -> Result<Rc<dyn Host>, Failure> {
+    let host = world.connect(side)?;
+    let found = host.facts()?.machine_id;
+    if found != machine_id {
+        return Err(Failure::suspend(
+            format!(
+                "{} is another machine than when this clone was planned (machine-id {found}, not {machine_id})",
+                host.name()
+            ),
+            "make that name lead to the right machine, then resume",
+        ));
+    }
+    Ok(host)
+}
+
+/// Everything that a step of this plan may change on the destination, besides the host record and the claims.
+fn allowed(plan: &PlanV1) -> Vec<String> {
+    let mut paths =
+        vec![format!("{}/", crate::steps::LIBVIRT_DEFINITIONS), crate::steps::LIBVIRT_DEFINITIONS.to_owned()];
+    for directory in &plan.directories {
+        paths.push(directory.path.clone());
+        paths.push(format!("{}/.kvm-clone", directory.path));
+        paths.push(directory.staging.clone());
+        paths.push(format!("{}/", directory.staging));
+    }
+    paths.extend(plan.disks.iter().map(|disk| disk.final_path.clone()));
+    paths
+}
+
+/// Takes the owner lock, wherever the record is just now, and says what is there.
+fn lock(
+    world: &dyn World,
+    host: &dyn Host,
+    record: &HostRecord,
+    controller: &ControllerId,
+) -> Result<Standing, Failure> {
+    let unfinished = [format!("{}/owner", record.new), format!("{}/owner", record.gone)];
+    for _ in 0..LOCK_ROUNDS_MAX {
+        let mut moved = false;
+        for path in [record.owner(), record.committed(), record.abandoned()].iter().chain(&unfinished) {
+            match hold(world, host, path, controller)? {
+                OwnerLock::Missing => {}
+                OwnerLock::Taken => {
+                    moved = true;
+                    break;
+                }
+                OwnerLock::Held { inode } => {
+                    // Renamed or removed between our opening and our locking it: from the top.
+                    if host.stat(path)?.is_none_or(|stat| stat.inode != inode) {
+                        moved = true;
+                        break;
+                    }
+                    if unfinished.contains(path) {
+                        return Ok(Standing { record: false, marked: false, abandoned: false, owner: None });
+                    }
+                    // The look for the mark is durable knowledge only with the directory.
+                    host.sync(&record.directory)?;
+                    return Ok(Standing {
+                        record: true,
+                        marked: *path == record.committed(),
+                        abandoned: *path == record.abandoned(),
+                        owner: read_owner_at(host, path)?,
+                    });
+                }
+            }
+        }
+        if !moved {
+            return Ok(Standing { record: false, marked: false, abandoned: false, owner: None });
+        }
+    }
+    Err(Failure::suspend(
+        format!("the host record {} on {} keeps changing", record.directory, host.name()),
+        "see that no other kvm-clone works on this transaction, then resume",
+    ))
+}
+
+/// One try for one path, with everything that makes an older agent let go.
+fn hold(world: &dyn World, host: &dyn Host, path: &str, controller: &ControllerId) -> Result<OwnerLock, Failure> {
+    match host.lock_owner(path)? {
+        OwnerLock::Taken => {}
+        settled => return Ok(settled),
+    }
+    let holder = read_owner_at(host, path).ok().flatten();
+    if let Some(owner) = holder.as_ref().filter(|owner| owner.controller == *controller) {
+        host.kill_agent(ProcessId { pid: owner.agent_pid, started: owner.agent_started })?;
+        match host.lock_owner(path)? {
+            OwnerLock::Taken => {}
+            settled => return Ok(settled),
+        }
+    }
+    let mut waited = Duration::ZERO;
+    while waited < SILENT_AGENT_WAIT {
+        world.wait(LOCK_RETRY_INTERVAL)?;
+        waited += LOCK_RETRY_INTERVAL;
+        match host.lock_owner(path)? {
+            OwnerLock::Taken => {}
+            settled => return Ok(settled),
+        }
+    }
+    let who = holder.map_or_else(
+        || "an agent that did not sign".to_owned(),
+        |owner| {
+            format!(
+                "process {} for the controller {} on machine {}",
+                owner.agent_pid, owner.controller.state_dir, owner.controller.machine_id
+            )
+        },
+    );
+    Err(Failure::held(
+        format!("{path} on {} is held by {who}", host.name()),
+        "let that one end, or end it, then try again",
+    ))
+}
+
+/// Connects to the source, locks its images and compares it with the plan. What changed reopens the transfer.
+pub(super) fn open_source(context: &mut Context) -> Result<(), Failure> {
+    let source = connect(context.world, Side::Source, &context.plan.request.source.machine_id)?;
+    context.source = Some(source.clone());
+    for disk in &context.plan.disks {
+        match source.lock_image(&disk.source_path) {
+            Err(fault) if fault.kind == FaultKind::NotFound => {
+                return Err(Failure::turn_back(
+                    format!("{} on {} is gone", disk.source_path, source.name()),
+                    "bring the image back, then clone again",
+                ));
+            }
+            locked => drop(locked?),
+        }
+    }
+    compare_source(context)
+}
+
+/// Compares the source with the plan, its locks held. Reopens what a changed image makes wrong.
+pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
+    let source = context.source()?;
+    let request = &context.plan.request;
+    let (name, host) = (request.vm_name.clone(), source.name());
+    let Some(domain) = source.domain(request.vm_uuid)? else {
+        return Err(Failure::turn_back(format!("the source VM {name} on {host} is gone"), "clone another VM"));
+    };
+    if domain.brief.state == DomainState::Active {
+        return Err(Failure::suspend(
+            format!("the source VM {name} on {host} is running"),
+            "shut it off, then resume; or roll back",
+        ));
+    }
+    let unchanged = same(&domain.definition, &context.plan.source_definition)
+        .map_err(|error| Failure::turn_back(format!("{name} on {host}: {error}"), "clone again"))?;
+    if !unchanged {
+        return Err(Failure::turn_back(
+            format!("the definition of {name} on {host} changed since this clone was planned"),
+            "clone again: the new definition is then the one that is cloned",
+        ));
+    }
+    for disk in 0..u32::try_from(context.plan.disks.len()).unwrap_or(u32::MAX) {
+        compare_disk(context, disk)?;
+    }
+    Ok(())
+}
+
+fn compare_disk(context: &mut Context, disk: u32) -> Result<(), Failure> {
+    let source = context.source()?;
+    let planned = context.disk(disk)?;
+    let (path, target) = (planned.source_path.clone(), planned.target.clone());
+    let Some(stat) = source.stat(&path)? else {
+        return Err(Failure::turn_back(
+            format!("{path} on {} is gone", source.name()),
+            "bring the image back, then clone again",
+        ));
+    };
+    let seen = SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns };
+    let transfer = StepV1::TransferDisk { disk };
+    let known = context.recorder.history().sources.get(disk as usize).map(|source| source.stamp);
+    let last = context.history_of(transfer).map_or(Last::None, |step| step.last);
+    if known == Some(seen) || last != Last::Done {
+        return Ok(());
+    }
+    let why = format!("{path} on {} changed since it was read", source.name());
+    let published = context.history_of(StepV1::PublishDisk { disk }).is_some_and(|step| step.last != Last::None);
+    let rewritten = known.is_none_or(|known| (known.size, known.mtime_ns) != (seen.size, seen.mtime_ns));
+    if published && !rewritten {
+        // Only its ctime moved, as a refused start does: no byte was written.
+        return Ok(());
+    }
+    if context.plan.steps.iter().any(|step| {
+        matches!(step, StepV1::PublishDisk { .. })
+            && context.history_of(*step).is_some_and(|step| step.last != Last::None)
+    }) {
+        return Err(Failure::turn_back(format!("{why}, after the first disk was published"), "clone again"));
+    }
+    context.recorder.observer.warning(&format!("{target}: {why}; what differs is sent again"));
+    reopen(context, transfer, ReopenCauseV1::SourceChanged, &why)
+}

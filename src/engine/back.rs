@@ -1,0 +1,81 @@
+//! Back: every step undone in the opposite order, by the table, until the world is as it was.
+
+use journal_format::owner::DirectionV1;
+use journal_format::{EndV1, EventV1, FailureClassV1, FailureV1, StepRef, StepV1};
+
+use super::attempt::{read_owner, write_owner};
+use super::finding;
+use super::forward::{LateLanding, last_of, stopped};
+use super::table::{Decision, Direction, decide};
+use crate::failure::Failure;
+use crate::steps::{self, Context, Probe};
+
+/// Rolls back to the end. The look for the commit mark was made under the owner lock, which is still held.
+pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Failure> {
+    context.recorder.append(context.world.now(), EventV1::RollingBack { failure: why })?;
+    if let Some(owner) = read_owner(context)?.filter(|owner| owner.direction != DirectionV1::RollingBack) {
+        write_owner(context, &owner, DirectionV1::RollingBack)?;
+    }
+    let mut late = LateLanding::default();
+    let plan = context.plan.clone();
+    let steps: Vec<(StepRef, StepV1)> = (0u32..).map(StepRef::Forward).zip(plan.steps.iter().copied()).collect();
+    // The record goes last, and only after one more probe of everything else.
+    let (record, others): (Vec<_>, Vec<_>) = steps.into_iter().partition(|(_, step)| *step == StepV1::ReserveRecord);
+    for (place, planned) in others.iter().rev().chain(others.iter().rev()).chain(&record) {
+        context.world.check_interrupted()?;
+        retreat(context, *place, *planned, &mut late)?;
+    }
+    refresh_pools(context);
+    Ok(context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::RolledBack })?)
+}
+
+fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut LateLanding) -> Result<(), Failure> {
+    let step = steps::step(planned);
+    let last = last_of(context, planned);
+    let probe = late.probe(context, step.as_ref(), last)?;
+    match decide(last, &probe, Direction::Back) {
+        Decision::Nothing => return Ok(()),
+        Decision::RecordUndone => {}
+        Decision::Undo => step.undo(context).map_err(|failure| undo_refused(context, place, failure))?,
+        Decision::Apply | Decision::RecordDone | Decision::Reopen | Decision::TurnBack | Decision::Stop => {
+            return Err(stopped(context, step.as_ref(), place, &probe));
+        }
+    }
+    Ok(context.recorder.append(context.world.now(), EventV1::Undone { step: place })?)
+}
+
+/// An undo that is refused for good cannot turn back any further: a person must act.
+fn undo_refused(context: &Context, place: StepRef, failure: Failure) -> Failure {
+    match failure {
+        Failure::Refusal(refusal) if refusal.class == FailureClassV1::TurnBack => {
+            finding(context, place, "an undo that is allowed".to_owned(), &refusal.message)
+        }
+        Failure::Finding(found) => finding(context, place, found.expected, &found.found),
+        other => other,
+    }
+}
+
+/// The host record vanished without a commit: nothing of the transaction may be left, or a person must look.
+pub(super) fn must_be_untouched(context: &Context) -> Result<(), Failure> {
+    for (index, planned) in (0u32..).zip(&context.plan.steps) {
+        let step = steps::step(*planned);
+        if matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyDisk { .. }) {
+            continue;
+        }
+        let probe = step.probe(context)?;
+        if !matches!(probe, Probe::Absent | Probe::Foreign(_)) {
+            let expected =
+                format!("nothing of this transaction, as its host record is gone; but {}", step.expected(context));
+            return Err(finding(context, StepRef::Forward(index), expected, "it is there"));
+        }
+    }
+    Ok(())
+}
+
+fn refresh_pools(context: &mut Context) {
+    for pool in &context.plan.pools {
+        if let Err(fault) = context.destination.refresh_pool(pool) {
+            context.recorder.observer.warning(&format!("the pool was not refreshed: {fault}"));
+        }
+    }
+}

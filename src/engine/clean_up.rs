@@ -1,0 +1,94 @@
+//! Clean-up, after the commit: forward only. What fails is named, left and tried again; it never fails the clone.
+
+use journal_format::{CleanUpStepV1, EndV1, EventV1, FailureV1, OutcomeV1, StepRef};
+
+use super::Ending;
+use crate::failure::Failure;
+use crate::history::Last;
+use crate::steps::{self, CleanUpStep, Context, LIBVIRT_DEFINITIONS, Probe};
+use crate::world::Side;
+
+/// Cleans up as far as it goes. `record`: the host record is still there.
+pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Failure> {
+    context.source = None;
+    context.world.disconnect(Side::Source);
+    let plan = context.plan.clone();
+    let mut left: Vec<FailureV1> = Vec::new();
+    for (index, planned) in (0u32..).zip(&plan.clean_up) {
+        // Without the record everything before its removal had ended; people may have changed the clone since.
+        if !record && *planned != CleanUpStepV1::RemoveRecord {
+            continue;
+        }
+        let outcome = match planned {
+            CleanUpStepV1::ReleaseClaim if !context.is_cleaned_up(CleanUpStepV1::FinishDomain) => continue,
+            CleanUpStepV1::RemoveRecord if !left.is_empty() => continue,
+            CleanUpStepV1::RemoveRecord => {
+                before_the_record_goes(context, record).and_then(|()| advance(context, index, *planned))
+            }
+            _ => advance(context, index, *planned),
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(Failure::Journal(error)) => return Err(Failure::Journal(error)),
+            Err(failure) => {
+                let failure = failure.into_refusal();
+                let step = StepRef::CleanUp(index);
+                context.recorder.append(context.world.now(), EventV1::LeftBehind { step, failure: failure.clone() })?;
+                left.push(failure);
+            }
+        }
+    }
+    let finished = !record || context.is_cleaned_up(CleanUpStepV1::FinishDomain);
+    match left.first() {
+        None => {
+            context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::Committed })?;
+            Ok(Ending::Committed { warnings: Vec::new() })
+        }
+        Some(failure) if !finished => Ok(Ending::Suspended(FailureV1 { exit: 3, ..failure.clone() })),
+        Some(_) => Ok(Ending::Committed { warnings: left.into_iter().map(|failure| failure.message).collect() }),
+    }
+}
+
+fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1) -> Result<(), Failure> {
+    let step = steps::clean_up_step(planned);
+    let place = StepRef::CleanUp(index);
+    let last = context.recorder.history().step(place).map_or(Last::None, |step| step.last);
+    match step.probe(context)? {
+        Probe::Ours(_) if last == Last::Done => return Ok(()),
+        Probe::Ours(_) => {}
+        Probe::Absent | Probe::Partial | Probe::InUse(_) => {
+            if last != Last::Started {
+                context.recorder.append(context.world.now(), EventV1::Started { step: place })?;
+            }
+            step.apply(context)?;
+        }
+        Probe::Foreign(found) => return Err(foreign(context, step.as_ref(), &found)),
+    }
+    step.settle(context)?;
+    Ok(context.recorder.append(context.world.now(), EventV1::Done { step: place, outcome: OutcomeV1::Nothing })?)
+}
+
+/// Everything durable, and one more probe of everything: after this the destination forgets the transaction.
+fn before_the_record_goes(context: &mut Context, record: bool) -> Result<(), Failure> {
+    if !record {
+        return Ok(());
+    }
+    let directories = context.plan.directories.iter().map(|directory| directory.path.clone());
+    for path in directories.chain([LIBVIRT_DEFINITIONS.to_owned()]) {
+        if context.destination.stat(&path)?.is_some() {
+            context.destination.sync_filesystem(&path)?;
+        }
+    }
+    let plan = context.plan.clone();
+    for (index, planned) in (0u32..).zip(&plan.clean_up).filter(|(_, step)| **step != CleanUpStepV1::RemoveRecord) {
+        advance(context, index, *planned)?;
+    }
+    Ok(())
+}
+
+fn foreign(context: &Context, step: &dyn CleanUpStep, found: &str) -> Failure {
+    Failure::suspend(
+        format!("{} on {}: found {found}", step.expected(context), context.destination.name()),
+        "look at it, then `kvm-clone resume`",
+    )
+}

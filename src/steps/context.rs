@@ -1,0 +1,82 @@
+//! What a step may use: the plan, what happened so far, the two hosts, the ledger.
+
+use std::rc::Rc;
+
+use journal_format::{CleanUpStepV1, DiskV1, OutcomeV1, PlanV1, StepRef, StepV1};
+
+use super::host_record::HostRecord;
+use crate::failure::Failure;
+use crate::history::{Last, StepHistory};
+use crate::journal::recorder::Recorder;
+use crate::world::{ChunkGeometry, Host, World};
+
+/// One attempt, as its steps see it.
+pub struct Context<'a> {
+    /// The clock, randomness and the copy between the hosts.
+    pub world: &'a dyn World,
+    /// The plan.
+    pub plan: Rc<PlanV1>,
+    /// Journal, history, ledger, observer.
+    pub recorder: Recorder<'a>,
+    /// The destination: its agent holds the owner lock once there is a host record.
+    pub destination: Rc<dyn Host>,
+    /// The source; only an attempt that goes forward has one.
+    pub source: Option<Rc<dyn Host>>,
+    /// Where the host record is.
+    pub record: HostRecord,
+    /// Image bytes per second at most.
+    pub bandwidth_limit_bytes_per_second: Option<u64>,
+}
+
+impl Context<'_> {
+    /// The source, for a step that goes forward.
+    pub fn source(&self) -> Result<Rc<dyn Host>, Failure> {
+        self.source
+            .clone()
+            .ok_or_else(|| Failure::suspend("the source is not connected in this attempt", "resume to go forward"))
+    }
+
+    /// One disk of the plan.
+    pub fn disk(&self, disk: u32) -> Result<&DiskV1, Failure> {
+        self.plan.disks.get(disk as usize).ok_or_else(|| inconsistent("disk", disk))
+    }
+
+    /// One directory of the plan: `(path, staging, nonce)`.
+    pub fn directory(&self, directory: u32) -> Result<&journal_format::DirectoryV1, Failure> {
+        self.plan.directories.get(directory as usize).ok_or_else(|| inconsistent("directory", directory))
+    }
+
+    /// What happened to a step.
+    pub fn history_of(&self, step: StepV1) -> Option<&StepHistory> {
+        self.recorder.history().of_step(step)
+    }
+
+    /// The outcome of a step that is done.
+    pub fn outcome_of(&self, step: StepV1) -> Option<&OutcomeV1> {
+        self.history_of(step)?.outcome.as_ref()
+    }
+
+    /// Is this clean-up step done?
+    pub fn is_cleaned_up(&self, step: CleanUpStepV1) -> bool {
+        let place = self.plan.clean_up.iter().position(|planned| *planned == step);
+        place.and_then(|place| self.recorder.history().clean_up.get(place)).is_some_and(|step| step.last == Last::Done)
+    }
+
+    /// Where a step stands in the plan.
+    pub fn place_of(&self, step: StepV1) -> Result<StepRef, Failure> {
+        let index = self.plan.steps.iter().position(|planned| *planned == step);
+        let index = index.and_then(|index| u32::try_from(index).ok());
+        index.map(StepRef::Forward).ok_or_else(|| inconsistent("step", 0))
+    }
+
+    /// Size and chunks of a disk, from the source's stamp that the ledger belongs to.
+    pub fn geometry(&self, disk: u32) -> Result<ChunkGeometry, Failure> {
+        let source = self.recorder.history().sources.get(disk as usize).ok_or_else(|| inconsistent("disk", disk))?;
+        Ok(ChunkGeometry { image_bytes: source.stamp.size, chunk_bytes: self.plan.request.options.chunk_size_bytes })
+    }
+}
+
+/// The plan names a table entry that it does not have.
+fn inconsistent(what: &str, index: u32) -> Failure {
+    Failure::stop(None, format!("a plan that has {what} {index}"), "a plan without it: the journal is not consistent")
+}

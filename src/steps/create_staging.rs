@@ -1,0 +1,118 @@
+//! A staging directory `.kvm-clone/<txn>/` beside the final names, with its nonce file.
+
+use journal_format::{DirectoryV1, OutcomeV1};
+
+use super::{Applied, Context, Probe, Step};
+use crate::failure::Failure;
+use crate::world::{Fault, FaultKind, Host};
+
+pub(super) struct CreateStaging {
+    pub(super) directory: u32,
+}
+
+/// Another transaction's clean-up may remove the shared parent between our making it and our using it.
+const PARENT_TRIES_MAX: u32 = 5;
+
+impl Step for CreateStaging {
+    fn expected(&self, context: &Context) -> String {
+        context
+            .directory(self.directory)
+            .map_or_else(|_| String::new(), |dir| format!("the staging directory {}", dir.staging))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let (host, dir) = (&context.destination, context.directory(self.directory)?);
+        let Some(staging) = host.stat(&dir.staging)? else { return Ok(Probe::Absent) };
+        Ok(match host.read(&nonce_path(dir), NONCE_BYTES_MAX)? {
+            Some(nonce) if nonce == dir.nonce => Probe::Ours(OutcomeV1::Made { inode: staging.inode }),
+            // Made exclusively under a name that holds the whole transaction, so a nonce not yet whole is ours too.
+            Some(nonce) if !dir.nonce.starts_with(&nonce) => {
+                Probe::Foreign(format!("{} with another nonce", dir.staging))
+            }
+            Some(_) | None => Probe::Partial,
+        })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        let (host, dir) = (&context.destination, context.directory(self.directory)?);
+        clear(host.as_ref(), dir)?;
+        let inode = make_in_shared_parent(host.as_ref(), dir)?;
+        host.make_file(&nonce_path(dir), 0o600, &dir.nonce)?;
+        Ok(Applied::Done(OutcomeV1::Made { inode }))
+    }
+
+    fn settle(&self, context: &Context) -> Result<(), Failure> {
+        let (host, dir) = (&context.destination, context.directory(self.directory)?);
+        for path in [nonce_path(dir), dir.staging.clone(), parent(dir), dir.path.clone()] {
+            host.sync(&path)?;
+        }
+        Ok(())
+    }
+
+    fn undo(&self, context: &mut Context) -> Result<(), Failure> {
+        remove_staging(context.destination.as_ref(), context.directory(self.directory)?)
+    }
+}
+
+const NONCE_BYTES_MAX: u64 = 64;
+
+/// The nonce file of a directory's staging.
+pub(super) fn nonce_path(dir: &DirectoryV1) -> String {
+    format!("{}/nonce", dir.staging)
+}
+
+fn parent(dir: &DirectoryV1) -> String {
+    format!("{}/.kvm-clone", dir.path)
+}
+
+/// Takes away what an earlier, broken-off apply left.
+fn clear(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Fault> {
+    if let Some(stat) = host.stat(&nonce_path(dir))? {
+        host.unlink(&nonce_path(dir), stat.inode)?;
+    }
+    host.remove_dir(&dir.staging)
+}
+
+fn make_in_shared_parent(host: &dyn Host, dir: &DirectoryV1) -> Result<journal_format::Inode, Fault> {
+    let mut tries = 0;
+    loop {
+        match host.make_dir(&parent(dir), 0o711) {
+            Err(fault) if fault.kind != FaultKind::AlreadyExists => return Err(fault),
+            Ok(_) | Err(_) => {}
+        }
+        tries += 1;
+        match host.make_dir(&dir.staging, 0o700) {
+            Err(fault) if fault.kind == FaultKind::NotFound && tries < PARENT_TRIES_MAX => {}
+            made => return made,
+        }
+    }
+}
+
+/// Removes the nonce and the staging directory, which must hold nothing else, and the parent if nobody else uses it.
+pub(super) fn remove_staging(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failure> {
+    if host.stat(&dir.staging)?.is_some() {
+        match clear(host, dir) {
+            Err(fault) if fault.kind == FaultKind::NotEmpty => {
+                let names = host.list(&dir.staging)?.unwrap_or_default().join(", ");
+                return Err(Failure::stop(
+                    None,
+                    format!("{} with nothing but our files", dir.staging),
+                    format!("files that this transaction did not make: {names}"),
+                ));
+            }
+            cleared => cleared?,
+        }
+    }
+    if host.stat(&parent(dir))?.is_some() {
+        host.sync(&parent(dir))?;
+        match host.remove_dir(&parent(dir)) {
+            Err(fault) if fault.kind == FaultKind::NotEmpty => {}
+            removed => removed?,
+        }
+    }
+    match host.sync(&dir.path) {
+        // Somebody removed the whole directory: nothing of ours can come back in it.
+        Err(fault) if fault.kind == FaultKind::NotFound => Ok(()),
+        synced => Ok(synced?),
+    }
+}

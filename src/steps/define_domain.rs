@@ -1,0 +1,150 @@
+//! The clone's definition, marked unfinished: after every disk is verified and published.
+
+use journal_format::{FailureClassV1, OutcomeV1, StepV1};
+
+use super::{Applied, Context, Probe, Step};
+use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
+use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
+use crate::failure::Failure;
+use crate::world::{DomainFacts, DomainState, FaultKind};
+
+pub(super) struct DefineDomain;
+
+/// Where libvirt keeps definitions. It never syncs this directory itself.
+pub const LIBVIRT_DEFINITIONS: &str = "/etc/libvirt/qemu";
+
+impl Step for DefineDomain {
+    fn expected(&self, context: &Context) -> String {
+        format!("the domain {} ({}), ours and shut off", context.plan.request.new_name, context.plan.clone_uuid)
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let name = &context.plan.request.new_name;
+        let Some(domain) = context.destination.domain(context.plan.clone_uuid)? else {
+            return Ok(match context.destination.domain_named(name)? {
+                Some(other) => Probe::Foreign(format!("a domain {name} with UUID {}", other.brief.uuid)),
+                None => Probe::Absent,
+            });
+        };
+        if !is_ours(context, &domain) {
+            return Ok(Probe::Foreign(format!(
+                "a domain {} with the clone's UUID {} and without this transaction's mark",
+                domain.brief.name, domain.brief.uuid
+            )));
+        }
+        if domain.brief.state == DomainState::Active {
+            return Ok(Probe::InUse(format!("the domain {} was started", domain.brief.name)));
+        }
+        if domain.brief.name != *name {
+            return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
+        }
+        Ok(Probe::Ours(OutcomeV1::Nothing))
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        let definition = definition(context)?;
+        let (uuid, name) = (context.plan.clone_uuid, context.plan.request.new_name.clone());
+        let host = context.destination.clone();
+        match host.define(&definition) {
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => {
+                return Err(Failure::turn_back(
+                    format!("the name {name} was taken on {} meanwhile", host.name()),
+                    "choose another name with --new-name",
+                ));
+            }
+            defined => defined?,
+        }
+        let defined = host.domain(uuid)?.ok_or_else(|| {
+            Failure::suspend(
+                format!("{} on {} is gone right after its definition", name, host.name()),
+                "resume looks again",
+            )
+        })?;
+        match read_back(&definition, &defined.definition) {
+            Ok(added) => {
+                for line in added {
+                    context.recorder.observer.warning(&format!("libvirt on {} added {line}", host.name()));
+                }
+                Ok(Applied::Done(OutcomeV1::Nothing))
+            }
+            Err(lost) => Err(Failure::turn_back(
+                format!("libvirt on {} did not keep the whole definition of {name}: {lost}", host.name()),
+                "remove that part from the source's definition, or use a libvirt that knows it",
+            )),
+        }
+    }
+
+    fn settle(&self, context: &Context) -> Result<(), Failure> {
+        Ok(context.destination.sync(LIBVIRT_DEFINITIONS)?)
+    }
+
+    fn undo(&self, context: &mut Context) -> Result<(), Failure> {
+        let host = &context.destination;
+        // Proven once more on the very connection that removes it.
+        if host.domain(context.plan.clone_uuid)?.is_some_and(|domain| is_ours(context, &domain)) {
+            host.undefine(context.plan.clone_uuid)?;
+        }
+        Ok(host.sync(LIBVIRT_DEFINITIONS)?)
+    }
+
+    fn lands_late(&self) -> bool {
+        true
+    }
+}
+
+/// A domain is ours by the planned UUID and this transaction's mark.
+pub(super) fn is_ours(context: &Context, domain: &DomainFacts) -> bool {
+    CloneMark::read(&domain.definition)
+        .ok()
+        .flatten()
+        .is_some_and(|mark| mark.txn == context.plan.txn && mark.clone_uuid == domain.brief.uuid)
+}
+
+/// The mark of this clone.
+pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Failure> {
+    let mut disks = Vec::new();
+    for (index, disk) in (0u32..).zip(&context.plan.disks) {
+        let Some(OutcomeV1::Transferred { root, source_size, source_mtime_ns, mtime_ns, .. }) =
+            context.outcome_of(StepV1::TransferDisk { disk: index })
+        else {
+            return Err(Failure::stop(None, format!("{} transferred", disk.target), "no record of its transfer"));
+        };
+        let image = ImageMark { size: *source_size, mtime_ns: *source_mtime_ns };
+        disks.push(DiskMark {
+            target: disk.target.clone(),
+            source: SourceMark { image, root: *root },
+            clone: ImageMark { size: *source_size, mtime_ns: *mtime_ns },
+        });
+    }
+    let request = &context.plan.request;
+    Ok(CloneMark {
+        txn: context.plan.txn,
+        controller: context.plan.controller.clone(),
+        source_machine_id: request.source.machine_id.clone(),
+        source_host: request.source.address.clone(),
+        source_uuid: request.vm_uuid,
+        clone_uuid: context.plan.clone_uuid,
+        state,
+        disks,
+    })
+}
+
+fn definition(context: &Context) -> Result<String, Failure> {
+    let planned = Definition::parse(&context.plan.definition).map_err(|error| unusable(&error))?;
+    let title = format!("unfinished clone {}: do not start", context.plan.txn.short());
+    let changes = Rewrite {
+        title: Change::Set(title),
+        mark: Change::Set(mark(context, MarkState::Unfinished)?),
+        ..Rewrite::default()
+    };
+    rewrite(&planned, &changes).map_err(|error| unusable(&error))
+}
+
+pub(super) fn unusable(error: &DomainError) -> Failure {
+    Failure::Refusal(journal_format::FailureV1 {
+        class: FailureClassV1::TurnBack,
+        exit: 1,
+        message: format!("the clone's definition cannot be made: {error}"),
+        advice: "correct the source's definition, then clone again".to_owned(),
+    })
+}

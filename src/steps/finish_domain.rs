@@ -1,0 +1,50 @@
+//! The clone is finished: its own title, and the mark says so. From here on it may be started.
+
+use journal_format::OutcomeV1;
+
+use super::define_domain::{LIBVIRT_DEFINITIONS, is_ours, mark, unusable};
+use super::{CleanUpStep, Context, Probe};
+use crate::domain::Definition;
+use crate::domain::metadata::{CloneMark, MarkState};
+use crate::failure::Failure;
+use crate::world::DomainFacts;
+
+pub(super) struct FinishDomain;
+
+impl CleanUpStep for FinishDomain {
+    fn expected(&self, context: &Context) -> String {
+        format!("the finished domain {}", context.plan.request.new_name)
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let Some(domain) = our_clone(context)? else { return Ok(GONE) };
+        let finished =
+            CloneMark::read(&domain.definition).ok().flatten().is_some_and(|mark| mark.state == MarkState::Finished);
+        let title = Definition::parse(&domain.definition).map_err(|error| unusable(&error))?.title;
+        Ok(if finished && title == context.plan.title { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+        let (host, uuid) = (&context.destination, context.plan.clone_uuid);
+        host.set_title(uuid, context.plan.title.as_deref())?;
+        let element = mark(context, MarkState::Finished)?.to_element().map_err(|error| unusable(&error))?;
+        Ok(host.set_metadata(uuid, Some(&element))?)
+    }
+
+    fn settle(&self, context: &Context) -> Result<(), Failure> {
+        context.destination.sync(LIBVIRT_DEFINITIONS)?;
+        for disk in &context.plan.disks {
+            context.destination.unlock_image(&disk.final_path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The clone, if it is still there.
+pub(super) fn our_clone(context: &Context) -> Result<Option<DomainFacts>, Failure> {
+    Ok(context.destination.domain(context.plan.clone_uuid)?.filter(|domain| is_ours(context, domain)))
+}
+
+/// Somebody removed the clone after the commit. Nothing is left to do to it, and waiting for it would keep the
+/// transaction open for ever.
+pub(super) const GONE: Probe = Probe::Ours(OutcomeV1::AlreadySo);

@@ -1,0 +1,31 @@
+//! A pool of the destination learns of the clone's files.
+
+use journal_format::{CleanUpStepV1, OutcomeV1};
+
+use super::{CleanUpStep, Context, Probe};
+use crate::failure::Failure;
+
+pub(super) struct RefreshPool {
+    pub(super) pool: u32,
+}
+
+impl CleanUpStep for RefreshPool {
+    fn expected(&self, context: &Context) -> String {
+        format!("the pool {} refreshed", self.name(context))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let done = context.is_cleaned_up(CleanUpStepV1::RefreshPool { pool: self.pool });
+        Ok(if done { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+        Ok(context.destination.refresh_pool(self.name(context))?)
+    }
+}
+
+impl RefreshPool {
+    fn name<'c>(&self, context: &'c Context) -> &'c str {
+        context.plan.pools.get(self.pool as usize).map_or("", String::as_str)
+    }
+}

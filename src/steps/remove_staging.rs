@@ -1,0 +1,32 @@
+//! A staging directory goes, with the second names of what was published.
+
+use journal_format::OutcomeV1;
+
+use super::create_staging;
+use super::{CleanUpStep, Context, Probe};
+use crate::failure::Failure;
+
+pub(super) struct RemoveStaging {
+    pub(super) directory: u32,
+}
+
+impl CleanUpStep for RemoveStaging {
+    fn expected(&self, context: &Context) -> String {
+        context.directory(self.directory).map_or_else(|_| String::new(), |dir| format!("no {}", dir.staging))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let staging = context.destination.stat(&context.directory(self.directory)?.staging)?;
+        Ok(if staging.is_some() { Probe::Absent } else { Probe::Ours(OutcomeV1::Nothing) })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+        let host = &context.destination;
+        for disk in context.plan.disks.iter().filter(|disk| disk.directory == self.directory) {
+            if let Some(staged) = host.stat(&disk.staging_path)? {
+                host.unlink(&disk.staging_path, staged.inode)?;
+            }
+        }
+        create_staging::remove_staging(host.as_ref(), context.directory(self.directory)?)
+    }
+}

@@ -1,0 +1,85 @@
+//! The host record: the transaction exists on the destination, and this attempt's agent holds its owner lock.
+
+use journal_format::frame::ChainEnd;
+use journal_format::owner::{DirectionV1, OwnerV1};
+use journal_format::{Epoch, EventV1, OutcomeV1, RecordV1};
+
+use super::host_record::{CLAIMS, HOST_ROOT, STATE_ROOT, ensure_dir, remove_record, remove_tree};
+use super::{Applied, Context, Probe, Step};
+use crate::failure::Failure;
+use crate::world::OwnerLock;
+
+pub(super) struct ReserveRecord;
+
+impl Step for ReserveRecord {
+    fn expected(&self, context: &Context) -> String {
+        format!("the host record {}", context.record.directory)
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let (host, record) = (&context.destination, &context.record);
+        if host.stat(&record.directory)?.is_some() {
+            for name in [record.owner(), record.committed()] {
+                if let Some(stat) = host.stat(&name)? {
+                    return Ok(Probe::Ours(OutcomeV1::Made { inode: stat.inode }));
+                }
+            }
+            return Ok(Probe::Partial);
+        }
+        let rest = host.stat(&record.new)?.is_some() || host.stat(&record.gone)?.is_some();
+        Ok(if rest { Probe::Partial } else { Probe::Absent })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        let (host, record) = (&context.destination, &context.record);
+        for directory in [STATE_ROOT, HOST_ROOT, CLAIMS] {
+            ensure_dir(host.as_ref(), directory, 0o700)?;
+        }
+        for rest in [&record.new, &record.gone] {
+            if host.stat(rest)?.is_some() {
+                remove_tree(host.as_ref(), rest)?;
+            }
+        }
+        host.make_dir(&record.new, 0o700)?;
+        let slot = OwnerV1 {
+            txn: context.plan.txn,
+            counter: 0,
+            epoch: context.recorder.epoch(),
+            controller: context.plan.controller.clone(),
+            agent_pid: host.agent()?.pid,
+            agent_started: host.agent()?.started,
+            direction: DirectionV1::Forward,
+        };
+        let owner = format!("{}/owner", record.new);
+        let bytes = slot.encode_file().map_err(|error| unwritable(&owner, &error))?;
+        let inode = host.make_file(&owner, 0o600, &bytes)?;
+        if host.lock_owner(&owner)? != (OwnerLock::Held { inode }) {
+            return Err(Failure::held(format!("{owner} is held by another agent"), "wait for it to end, then resume"));
+        }
+        let plan = format!("{}/plan", record.new);
+        let begun = RecordV1 {
+            at: context.plan.created_at,
+            epoch: Epoch(0),
+            event: EventV1::Begun { plan: Box::new(context.plan.as_ref().clone()) },
+        };
+        let (bytes, _) = ChainEnd::start(context.plan.txn).encode(&begun).map_err(|error| unwritable(&plan, &error))?;
+        host.make_file(&plan, 0o600, &bytes)?;
+        for path in [&owner, &plan, &record.new] {
+            host.sync(path)?;
+        }
+        host.rename(&record.new, &record.directory)?;
+        Ok(Applied::Done(OutcomeV1::Made { inode }))
+    }
+
+    fn settle(&self, context: &Context) -> Result<(), Failure> {
+        Ok(context.destination.sync(HOST_ROOT)?)
+    }
+
+    fn undo(&self, context: &mut Context) -> Result<(), Failure> {
+        Ok(remove_record(context.destination.as_ref(), &context.record)?)
+    }
+}
+
+fn unwritable(path: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::turn_back(format!("{path}: {error}"), "shorten the plan: fewer disks, a smaller definition")
+}

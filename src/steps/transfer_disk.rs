@@ -1,0 +1,197 @@
+//! The bytes of an image: what the ledger does not have is sent, and recorded once it is durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use journal_format::{ChunkState, EventV1, OutcomeV1, SourceStampV1, StepV1};
+
+use super::{Applied, Context, Probe, Step};
+use crate::failure::Failure;
+use crate::history::Last;
+use crate::transfer::{self, CompareSink, LedgerSink, manifest};
+use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, ZeroChunks};
+
+pub(super) struct TransferDisk {
+    pub(super) disk: u32,
+}
+
+impl Step for TransferDisk {
+    fn expected(&self, context: &Context) -> String {
+        context.disk(self.disk).map_or_else(|_| String::new(), |disk| format!("all of {}", disk.source_path))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let disk = context.disk(self.disk)?;
+        let Some(stat) = context.destination.stat(&disk.staging_path)? else { return Ok(Probe::Absent) };
+        let history = context.history_of(StepV1::TransferDisk { disk: self.disk });
+        if let Some(step) = history.filter(|step| step.last == Last::Done) {
+            return Ok(match &step.outcome {
+                Some(outcome) if is_unchanged(outcome, &stat) => Probe::Ours(outcome.clone()),
+                _ => Probe::Partial,
+            });
+        }
+        // What is not in the ledger is not known to be there: an effect begins with the first recorded chunk.
+        Ok(if context.recorder.chunks(self.disk)?.is_empty() { Probe::Absent } else { Probe::Partial })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        self.follow_source(context)?;
+        let history = context.history_of(StepV1::TransferDisk { disk: self.disk });
+        let reopened = history.is_some_and(|step| step.last == Last::Reopened);
+        let read_back = history.is_some_and(|step| step.differed > 0);
+        // What Verify read back is out of the ledger already.
+        if (reopened && !read_back) || !context.plan.request.options.verify {
+            self.drop_unproven(context)?;
+        }
+        let step = context.place_of(StepV1::TransferDisk { disk: self.disk })?;
+        let geometry = context.geometry(self.disk)?;
+        let ledger = context.recorder.chunks(self.disk)?;
+        let wanted = transfer::missing(geometry, &ledger);
+        let missing_bytes = transfer::bytes_of(geometry, &wanted);
+        let to_inode = self.staged(context)?.inode;
+        let disk = context.disk(self.disk)?;
+        let source = context.recorder.history().sources.get(self.disk as usize);
+        let job = CopyJob {
+            from: disk.source_path.clone(),
+            to: disk.staging_path.clone(),
+            to_inode,
+            geometry,
+            wanted,
+            // What was sent before, and is not in the ledger, may lie under what is zero now.
+            zero_chunks: if source.is_some_and(|source| source.changed) || reopened {
+                ZeroChunks::Punch
+            } else {
+                ZeroChunks::Skip
+            },
+            bandwidth_limit_bytes_per_second: context.bandwidth_limit_bytes_per_second,
+        };
+        let mut sink = LedgerSink::new(&mut context.recorder, step, self.disk, geometry, missing_bytes);
+        let copied = context.world.copy_chunks(&job, &mut sink);
+        if let Some(error) = sink.error {
+            return Err(error.into());
+        }
+        let summary = copied?;
+        context.destination.sync(&job.to)?;
+
+        let root = manifest::root(geometry, &context.recorder.chunks(self.disk)?);
+        let stat = self.staged(context)?;
+        let stamp = self.stamp(context)?;
+        Ok(Applied::Done(OutcomeV1::Transferred {
+            inode: stat.inode,
+            root,
+            source_size: stamp.size,
+            source_mtime_ns: stamp.mtime_ns,
+            mtime_ns: stat.mtime_ns,
+            missing_bytes,
+            sent_bytes: summary.sent_bytes,
+        }))
+    }
+
+    fn undo(&self, context: &mut Context) -> Result<(), Failure> {
+        // The bytes go with the file, which Create made.
+        Ok(context.recorder.replace_chunks(self.disk, &BTreeMap::new())?)
+    }
+}
+
+impl TransferDisk {
+    fn stamp(&self, context: &Context) -> Result<SourceStampV1, Failure> {
+        let source = context.recorder.history().sources.get(self.disk as usize);
+        source.map(|source| source.stamp).ok_or_else(|| Failure::stop(None, "a plan with this disk", "none"))
+    }
+
+    fn staged(&self, context: &Context) -> Result<FileStat, Failure> {
+        let disk = context.disk(self.disk)?;
+        context.destination.stat(&disk.staging_path)?.ok_or_else(|| {
+            Failure::suspend(
+                format!("{} on {} is gone", disk.staging_path, context.destination.name()),
+                "resume makes it again",
+            )
+        })
+    }
+
+    /// Where the source's image is no longer what the ledger belongs to, takes out of the ledger what differs.
+    fn follow_source(&self, context: &mut Context) -> Result<(), Failure> {
+        let known = self.stamp(context)?;
+        let seen = source_stamp(context, self.disk)?;
+        if seen == known {
+            return Ok(());
+        }
+        let mut ledger = context.recorder.chunks(self.disk)?;
+        if seen.size == known.size {
+            let geometry = context.geometry(self.disk)?;
+            let differing = self.differing(context, geometry, &ledger, Origin::Source)?;
+            ledger.retain(|index, _| !differing.contains(index));
+            context.recorder.replace_chunks(self.disk, &ledger)?;
+        } else {
+            context.recorder.replace_chunks(self.disk, &BTreeMap::new())?;
+            let inode = self.staged(context)?.inode;
+            let path = context.disk(self.disk)?.staging_path.clone();
+            context.destination.set_size(&path, inode, 0, false)?;
+            context.destination.set_size(&path, inode, seen.size, context.plan.request.options.preallocate)?;
+        }
+        let event = EventV1::SourceChanged { disk: self.disk, stamp: seen };
+        Ok(context.recorder.append(context.world.now(), event)?)
+    }
+
+    /// Re-reads what the ledger says is on the destination and takes out what is not.
+    fn drop_unproven(&self, context: &mut Context) -> Result<(), Failure> {
+        let mut ledger = context.recorder.chunks(self.disk)?;
+        if ledger.is_empty() {
+            return Ok(());
+        }
+        let geometry = context.geometry(self.disk)?;
+        let differing = self.differing(context, geometry, &ledger, Origin::Destination)?;
+        if !differing.is_empty() {
+            ledger.retain(|index, _| !differing.contains(index));
+            context.recorder.replace_chunks(self.disk, &ledger)?;
+        }
+        Ok(())
+    }
+
+    fn differing(
+        &self,
+        context: &mut Context,
+        geometry: ChunkGeometry,
+        ledger: &BTreeMap<u64, ChunkState>,
+        origin: Origin,
+    ) -> Result<BTreeSet<u64>, Failure> {
+        let disk = context.disk(self.disk)?;
+        let (host, path) = match origin {
+            Origin::Source => (context.source()?, disk.source_path.clone()),
+            Origin::Destination => (context.destination.clone(), disk.staging_path.clone()),
+        };
+        let step = context.place_of(StepV1::TransferDisk { disk: self.disk })?;
+        let wanted = transfer::ranges_of(ledger.keys().copied());
+        let bytes = transfer::bytes_of(geometry, &wanted);
+        let job = HashJob { path, inode: None, geometry, wanted, reread: origin == Origin::Destination };
+        let mut sink = CompareSink::new(&mut context.recorder, step, ledger, geometry, bytes);
+        host.hash_chunks(&job, &mut sink)?;
+        Ok(sink.differing)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Source,
+    Destination,
+}
+
+/// The source's image as it is now.
+pub(super) fn source_stamp(context: &Context, disk: u32) -> Result<SourceStampV1, Failure> {
+    let source = context.source()?;
+    let path = &context.disk(disk)?.source_path;
+    let stat = source.stat(path)?.ok_or_else(|| {
+        Failure::turn_back(format!("{path} on {} is gone", source.name()), "bring the image back, then clone again")
+    })?;
+    Ok(SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns })
+}
+
+/// Is the staged image as it was when all of it was durable?
+pub(super) fn is_unchanged(outcome: &OutcomeV1, stat: &FileStat) -> bool {
+    match outcome {
+        OutcomeV1::Transferred { inode, source_size: size, mtime_ns, .. }
+        | OutcomeV1::Verified { inode, size, mtime_ns, .. } => {
+            (*inode, *size, *mtime_ns) == (stat.inode, stat.size, stat.mtime_ns)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,93 @@
+//! A check: the staged image is read back from the disk, not from memory. What differs is sent again, once.
+
+use journal_format::{OutcomeV1, ReopenCauseV1, StepV1};
+
+use super::transfer_disk::is_unchanged;
+use super::{Applied, Context, Probe, Step};
+use crate::failure::Failure;
+use crate::history::Last;
+use crate::transfer::{CompareSink, manifest};
+use crate::world::HashJob;
+
+pub(super) struct VerifyDisk {
+    pub(super) disk: u32,
+}
+
+impl Step for VerifyDisk {
+    fn expected(&self, context: &Context) -> String {
+        context.disk(self.disk).map_or_else(|_| String::new(), |disk| format!("{} read back", disk.staging_path))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let history = context.history_of(StepV1::VerifyDisk { disk: self.disk });
+        let Some(outcome) = history.filter(|step| step.last == Last::Done).and_then(|step| step.outcome.as_ref())
+        else {
+            return Ok(Probe::Absent);
+        };
+        let stat = context.destination.stat(&context.disk(self.disk)?.staging_path)?;
+        Ok(match stat {
+            Some(stat) if is_unchanged(outcome, &stat) => Probe::Ours(outcome.clone()),
+            _ => Probe::Absent,
+        })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        let this = StepV1::VerifyDisk { disk: self.disk };
+        let step = context.place_of(this)?;
+        let geometry = context.geometry(self.disk)?;
+        let mut ledger = context.recorder.chunks(self.disk)?;
+        let path = context.disk(self.disk)?.staging_path.clone();
+        let host = context.destination.clone();
+        let stat = host
+            .stat(&path)?
+            .ok_or_else(|| Failure::suspend(format!("{path} on {} is gone", host.name()), "resume makes it again"))?;
+        let job = HashJob {
+            path: path.clone(),
+            inode: Some(stat.inode),
+            geometry,
+            wanted: std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect(),
+            reread: true,
+        };
+        let mut sink = CompareSink::new(&mut context.recorder, step, &ledger, geometry, geometry.image_bytes);
+        host.hash_chunks(&job, &mut sink)?;
+        let differing = sink.differing;
+        let Some(first) = differing.first() else {
+            let root = manifest_root(context, self.disk).unwrap_or_else(|| manifest::root(geometry, &ledger));
+            return Ok(Applied::Done(OutcomeV1::Verified {
+                inode: stat.inode,
+                size: stat.size,
+                mtime_ns: stat.mtime_ns,
+                root,
+            }));
+        };
+        let why = format!(
+            "{path} on {}: {} of {} chunks were read back otherwise than they were sent (the first at byte {})",
+            host.name(),
+            differing.len(),
+            geometry.chunk_count(),
+            first * u64::from(geometry.chunk_bytes)
+        );
+        if context.history_of(this).is_some_and(|step| step.differed > 0) {
+            return Err(Failure::turn_back(
+                format!("{why}, twice"),
+                "check that host's disk and memory, then clone again",
+            ));
+        }
+        ledger.retain(|index, _| !differing.contains(index));
+        context.recorder.replace_chunks(self.disk, &ledger)?;
+        let earlier = StepV1::TransferDisk { disk: self.disk };
+        Ok(Applied::Reopen { earlier, cause: ReopenCauseV1::ReadBackDiffers, why })
+    }
+
+    fn undo(&self, _context: &mut Context) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// The root that Transfer found for the same ledger.
+fn manifest_root(context: &Context, disk: u32) -> Option<journal_format::ChunkValue> {
+    match context.outcome_of(StepV1::TransferDisk { disk })? {
+        OutcomeV1::Transferred { root, .. } => Some(*root),
+        _ => None,
+    }
+}
