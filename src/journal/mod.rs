@@ -2,9 +2,30 @@
 
 pub mod recorder;
 
+#[macro_use]
+mod crash;
+mod chain;
+mod disk;
+mod file;
+mod lock;
+mod log;
+pub mod memory;
+mod open;
+mod reader;
+mod state_dir;
+mod store;
+pub mod verify;
+
 use std::collections::BTreeMap;
 
 use journal_format::{ChunkRecordV1, ChunkState, Epoch, RecordV1, TxnId};
+
+pub use chain::Repair;
+pub use file::FileJournal;
+pub use lock::{Holder, TxnLock};
+pub use memory::MemoryJournal;
+pub use reader::{Snapshot, read};
+pub use state_dir::{STATE_DIR_VARIABLE, StateDir, StateDirError, TXN_DIGITS_MIN};
 
 /// The journal of one transaction, opened for writing by the one who holds its lock.
 ///

@@ -1,0 +1,298 @@
+//! One copy of a transaction's chain of frames, as it was found, and what two copies mean together.
+//! Pure: it decides, and neither reads nor writes. A frame whose hash is right is never given up here.
+
+use journal_format::frame::FRAME_HASH_BYTES;
+use journal_format::{ChainEnd, Envelope, Frame, FrameError, FrameHash, TxnId};
+
+/// A frame that was found whole and in its place, with its bytes.
+#[derive(Debug, Clone)]
+pub struct FoundFrame {
+    /// The frame.
+    pub frame: Frame,
+    /// The bytes that were decoded.
+    pub raw: Vec<u8>,
+}
+
+/// One copy of a chain: what of it is whole, and what was found behind that.
+#[derive(Debug, Clone)]
+pub struct FoundChain {
+    /// The frames that are whole, from the first one on without a gap.
+    pub frames: Vec<FoundFrame>,
+    /// Where the next frame belongs.
+    pub end: ChainEnd,
+    /// Bytes of all whole frames.
+    pub whole_bytes: u64,
+    /// Why it ends there, if something follows that is no frame in its place.
+    pub fault: Option<ChainFault>,
+}
+
+/// Why a chain ends before its copy does.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// What is there is not the next frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The next frame is missing, and later ones are there.
+    #[error("missing")]
+    Missing,
+}
+
+/// What follows the whole frames of a copy.
+#[derive(Debug, Clone)]
+pub struct ChainFault {
+    /// Why it is not the next frame.
+    pub error: ChainError,
+    /// How many bytes follow.
+    pub bytes: u64,
+    /// It looks like a write that a crash cut off: it ends too early, or in zeros.
+    pub torn: bool,
+    /// Frames of this transaction behind it whose hash is right: their numbers and hashes.
+    pub later: Vec<(u64, FrameHash)>,
+}
+
+impl FoundChain {
+    /// A copy that has nothing.
+    pub fn empty(txn: TxnId) -> Self {
+        Self { frames: Vec::new(), end: ChainEnd::start(txn), whole_bytes: 0, fault: None }
+    }
+
+    /// Reads frames that lie one behind the other.
+    pub fn read(txn: TxnId, bytes: &[u8]) -> Self {
+        let mut chain = Self::empty(txn);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match chain.end.decode(rest) {
+                Ok((frame, end)) => {
+                    let (raw, behind) = rest.split_at(frame.bytes);
+                    chain.push(FoundFrame { frame, raw: raw.to_vec() }, end);
+                    rest = behind;
+                }
+                Err(error) => {
+                    chain.fault = Some(ChainFault {
+                        torn: matches!(error, FrameError::Short { .. })
+                            || rest.iter().rev().take(FRAME_HASH_BYTES).all(|byte| *byte == 0),
+                        error: error.into(),
+                        bytes: rest.len() as u64,
+                        later: envelopes(txn, &rest[1..]),
+                    });
+                    break;
+                }
+            }
+        }
+        chain
+    }
+
+    /// Puts the next frame behind the others.
+    pub(super) fn push(&mut self, found: FoundFrame, end: ChainEnd) {
+        self.whole_bytes += found.raw.len() as u64;
+        self.frames.push(found);
+        self.end = end;
+    }
+
+    /// How many frames are whole.
+    pub fn len(&self) -> u64 {
+        self.end.sequence
+    }
+
+    /// Whether no frame is whole.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    fn hash_at(&self, sequence: u64) -> Option<FrameHash> {
+        self.frames.get(usize::try_from(sequence).ok()?).map(|found| found.frame.hash)
+    }
+}
+
+/// Whole frames of a transaction anywhere in these bytes.
+fn envelopes(txn: TxnId, bytes: &[u8]) -> Vec<(u64, FrameHash)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        match Envelope::read(&bytes[at..]) {
+            Ok(envelope) => {
+                if envelope.txn == txn {
+                    found.push((envelope.sequence, envelope.hash));
+                }
+                at += envelope.bytes;
+            }
+            Err(_) => at += 1,
+        }
+    }
+    found
+}
+
+/// Something that opening a journal put right, or dropped. Told to the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repair {
+    /// An append to `events.log` that a crash cut off, and that was never acknowledged, was removed.
+    TailCut {
+        /// The number it would have had.
+        sequence: u64,
+        /// Bytes that were cut.
+        bytes: u64,
+    },
+    /// `events.log` lacked frames, or had damaged ones; they were taken from the second copy.
+    LogRestored {
+        /// The first of them.
+        from: u64,
+        /// How many.
+        frames: u64,
+    },
+    /// The second copy lacked frames; they were taken from `events.log`.
+    StoreCompleted {
+        /// The first of them.
+        from: u64,
+        /// How many.
+        frames: u64,
+    },
+    /// The second copy could not be used and was made anew from `events.log`; the ledger is empty.
+    StoreRebuilt {
+        /// What was wrong with it.
+        why: String,
+    },
+    /// A disk's ledger was not whole and was emptied.
+    LedgerDropped {
+        /// The disk's number in the plan.
+        disk: u32,
+    },
+    /// An unfinished snapshot of the second copy was left out.
+    TornSnapshot,
+    /// The disk was full; the space kept for that was given back.
+    BallastFreed,
+}
+
+impl std::fmt::Display for Repair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TailCut { sequence, bytes } => {
+                write!(f, "events.log: record {sequence} was never finished ({bytes} bytes cut off)")
+            }
+            Self::LogRestored { from, frames } => {
+                write!(f, "events.log: {frames} record(s) from {from} on restored from the second copy")
+            }
+            Self::StoreCompleted { from, frames } => {
+                write!(f, "second copy: {frames} record(s) from {from} on completed from events.log")
+            }
+            Self::StoreRebuilt { why } => write!(
+                f,
+                "second copy made anew from events.log ({why}); the ledger is lost, so what was transferred is hashed again"
+            ),
+            Self::LedgerDropped { disk } => {
+                write!(f, "ledger of disk {disk} was not whole; what was transferred of it is hashed again")
+            }
+            Self::TornSnapshot => f.write_str("second copy: an unfinished snapshot was left out"),
+            Self::BallastFreed => {
+                f.write_str("the disk of the journal is full; the space kept for that was given back")
+            }
+        }
+    }
+}
+
+/// What is to be done so that both copies hold the same frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreement {
+    /// How many frames there are in all.
+    pub frames: u64,
+    /// The copy that has them all.
+    pub longest: CopyName,
+    /// The second copy must be made anew.
+    pub rebuild: bool,
+    /// What is to be told.
+    pub repairs: Vec<Repair>,
+}
+
+/// One of the two copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyName {
+    /// `events.log`.
+    Log,
+    /// The sled store.
+    Store,
+}
+
+/// Why two copies cannot be brought together. Nothing may be written then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Disagreement {
+    /// Damage that the second copy does not mend.
+    #[error("{0}")]
+    Damaged(String),
+    /// A newer program wrote it.
+    #[error("{0}")]
+    Newer(String),
+}
+
+/// Decides what two copies mean together. `store` is an error text where the second copy could not be read at all.
+pub fn agree(log: &FoundChain, store: Result<&FoundChain, &str>) -> Result<Agreement, Disagreement> {
+    let damaged = |what: String| Err(Disagreement::Damaged(what));
+    for (name, chain) in [("events.log", Some(log)), ("second copy", store.ok())] {
+        if let Some(ChainFault { error: ChainError::Frame(FrameError::Newer { what }), .. }) =
+            chain.and_then(|c| c.fault.as_ref())
+        {
+            return Err(Disagreement::Newer(format!("{name}: {what}")));
+        }
+    }
+    let store_frames = store.map_or(0, FoundChain::len);
+    let frames = log.len().max(store_frames);
+    if frames == 0 {
+        return damaged("no record is whole in either copy".to_owned());
+    }
+    if let Some(last) = log.len().min(store_frames).checked_sub(1)
+        && log.hash_at(last) != store.ok().and_then(|store| store.hash_at(last))
+    {
+        return damaged(format!("the copies tell two histories by record {last}; both are kept"));
+    }
+    let longest = if log.len() >= store_frames { CopyName::Log } else { CopyName::Store };
+    let full = if longest == CopyName::Log { log } else { store.unwrap_or(log) };
+    let mut repairs = Vec::new();
+
+    if let Some(fault) = &log.fault {
+        covered("events.log", log, fault, full)?;
+        if store_frames <= log.len() {
+            // Nobody has this frame. It was never acknowledged, if the second copy can be trusted to say so.
+            if !(fault.torn || store.is_ok_and(|store| store.fault.is_none())) {
+                return damaged(format!("events.log: record {}: {}; no second copy has it", log.len(), fault.error));
+            }
+            repairs.push(Repair::TailCut { sequence: log.len(), bytes: fault.bytes });
+        }
+    }
+    if store_frames > log.len() {
+        repairs.push(Repair::LogRestored { from: log.len(), frames: store_frames - log.len() });
+    }
+
+    let mut rebuild = false;
+    match store {
+        Err(why) => {
+            rebuild = true;
+            repairs.push(Repair::StoreRebuilt { why: why.to_owned() });
+        }
+        Ok(store) => {
+            if let Some(fault) = &store.fault {
+                covered("second copy", store, fault, full)?;
+                rebuild = true;
+                repairs.push(Repair::StoreRebuilt { why: format!("record {}: {}", store.len(), fault.error) });
+            } else if store.len() < log.len() {
+                repairs.push(Repair::StoreCompleted { from: store.len(), frames: log.len() - store.len() });
+            }
+        }
+    }
+    Ok(Agreement { frames, longest, rebuild, repairs })
+}
+
+/// Checks that whatever is whole behind a fault is also in the full copy.
+fn covered(name: &str, chain: &FoundChain, fault: &ChainFault, full: &FoundChain) -> Result<(), Disagreement> {
+    let at = chain.len();
+    if matches!(
+        fault.error,
+        ChainError::Frame(FrameError::WrongTxn { .. } | FrameError::WrongSequence { .. } | FrameError::BrokenChain)
+    ) {
+        return Err(Disagreement::Damaged(format!("{name}: record {at}: {}; both copies are kept", fault.error)));
+    }
+    match fault.later.iter().find(|(sequence, hash)| full.hash_at(*sequence) != Some(*hash)) {
+        Some((sequence, _)) => Err(Disagreement::Damaged(format!(
+            "{name}: record {at}: {}; record {sequence} behind it is whole and in no other copy",
+            fault.error
+        ))),
+        None => Ok(()),
+    }
+}

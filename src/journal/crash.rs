@@ -1,0 +1,82 @@
+//! Places where a test kills the program, so that every boundary of a journal can be crossed by a real crash.
+//! Without the feature `crash-points` nothing of it is in the program.
+//!
+//! `KVM_CLONE_CRASH_AT` is `before:<seq>` or `after:<seq>` (the append of that record), or `before-ledger:<n>` or
+//! `after-ledger:<n>` (the n-th ledger write of this process, from 0).
+
+/// A boundary that has been reached.
+#[cfg(feature = "crash-points")]
+macro_rules! crash_point {
+    ($($boundary:tt)*) => {
+        $crate::journal::crash::$($boundary)*
+    };
+}
+
+/// Nothing.
+#[cfg(not(feature = "crash-points"))]
+macro_rules! crash_point {
+    ($($boundary:tt)*) => {};
+}
+
+#[cfg(feature = "crash-points")]
+pub(super) use chosen::{after_append, after_ledger, before_append, before_ledger};
+
+#[cfg(feature = "crash-points")]
+mod chosen {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use nix::sys::signal::{Signal, raise};
+
+    const VARIABLE: &str = "KVM_CLONE_CRASH_AT";
+
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Boundary {
+        BeforeAppend(u64),
+        AfterAppend(u64),
+        BeforeLedger(u64),
+        AfterLedger(u64),
+    }
+
+    static CHOSEN: OnceLock<Option<Boundary>> = OnceLock::new();
+    static LEDGER_WRITES: AtomicU64 = AtomicU64::new(0);
+
+    pub(in crate::journal) fn before_append(sequence: u64) {
+        reached(Boundary::BeforeAppend(sequence));
+    }
+
+    pub(in crate::journal) fn after_append(sequence: u64) {
+        reached(Boundary::AfterAppend(sequence));
+    }
+
+    pub(in crate::journal) fn before_ledger() {
+        reached(Boundary::BeforeLedger(LEDGER_WRITES.load(Ordering::Relaxed)));
+    }
+
+    pub(in crate::journal) fn after_ledger() {
+        reached(Boundary::AfterLedger(LEDGER_WRITES.fetch_add(1, Ordering::Relaxed)));
+    }
+
+    fn reached(boundary: Boundary) {
+        if *CHOSEN.get_or_init(chosen) == Some(boundary) {
+            let _ = raise(Signal::SIGKILL);
+        }
+    }
+
+    /// A value that means nothing ends the program at once: a test that crashes nowhere would pass for nothing.
+    fn chosen() -> Option<Boundary> {
+        let text = std::env::var(VARIABLE).ok()?;
+        let parsed = text.split_once(':').and_then(|(kind, number)| {
+            let number = number.parse().ok()?;
+            match kind {
+                "before" => Some(Boundary::BeforeAppend(number)),
+                "after" => Some(Boundary::AfterAppend(number)),
+                "before-ledger" => Some(Boundary::BeforeLedger(number)),
+                "after-ledger" => Some(Boundary::AfterLedger(number)),
+                _ => None,
+            }
+        });
+        assert!(parsed.is_some(), "{VARIABLE}={text}: expected before:N, after:N, before-ledger:N or after-ledger:N");
+        parsed
+    }
+}
