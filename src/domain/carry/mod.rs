@@ -1,0 +1,169 @@
+//! What of a definition cannot be carried yet: each thing by name, where it is, why, and what to do.
+//!
+//! What is known to be carried is listed; everything else is named. An element that this code does not know is never dropped in
+//! silence, and a path of the source host that nobody looked at stops the clone (`path`).
+
+mod device;
+mod disk;
+mod interface;
+mod machine;
+mod path;
+
+use std::collections::BTreeSet;
+
+use roxmltree::Node;
+
+use super::qcow2::{Encryption, Header};
+use super::xml::{elements, parse};
+use super::{Definition, DomainError};
+
+/// Something that is not carried, or not as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uncarried {
+    /// What it is, such as `a backing chain`.
+    pub what: String,
+    /// Where in the definition, such as `disk vda`.
+    pub where_: String,
+    /// Why it is not carried, or what becomes of it.
+    pub why: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl std::fmt::Display for Uncarried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}: {}. {}", self.where_, self.what, self.why, self.advice)
+    }
+}
+
+/// All that is not carried of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Carriage {
+    /// With these there is no clone.
+    pub blockers: Vec<Uncarried>,
+    /// With these there is, and the operator should know.
+    pub warnings: Vec<Uncarried>,
+}
+
+/// What of a definition is not carried.
+pub fn uncarried(definition: &Definition) -> Result<Carriage, DomainError> {
+    let document = parse(definition.text())?;
+    let domain = document.root_element();
+    let mut findings = Findings::default();
+    machine::look(&mut findings, domain);
+    for devices in super::xml::named(domain, "devices") {
+        elements(devices).for_each(|node| device::look(&mut findings, node));
+    }
+    disk::look_together(&mut findings, definition);
+    interface::look_together(&mut findings, definition);
+    path::look(&mut findings, domain);
+    Ok(findings.carriage)
+}
+
+/// What of a qcow2 image is not carried; `target` is its disk's name.
+pub fn uncarried_image(target: &str, header: &Header) -> Carriage {
+    let mut findings = Findings::default();
+    let place = format!("disk {target}");
+    if let Some(backing) = &header.backing_file {
+        findings.block(
+            &place,
+            &format!("a backing chain (the image is on top of {backing:?})"),
+            "backing chains are not carried yet, and the image alone is no disk",
+            "Put it all into one image first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
+        );
+    }
+    if header.external_data || header.data_file.is_some() {
+        let file = header.data_file.as_deref().unwrap_or("a file that the header does not name");
+        findings.block(
+            &place,
+            &format!("an external data file ({file})"),
+            "the guest's data is not in the image itself",
+            "Convert it first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
+        );
+    }
+    if header.encryption != Encryption::None {
+        let kind = match header.encryption {
+            Encryption::Luks => "LUKS".to_owned(),
+            Encryption::Unknown(method) => format!("method {method}"),
+            Encryption::Aes | Encryption::None => "AES".to_owned(),
+        };
+        findings.block(&place, &format!("an encrypted image ({kind})"), "its secret is not carried", LEAVE_OUT);
+    }
+    if !header.unknown_features.is_empty() {
+        findings.block(
+            &place,
+            &format!("features of qcow2 that are not known here ({})", header.unknown_features.join(", ")),
+            "what they mean for a copy cannot be said",
+            "Convert it first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
+        );
+    }
+    if header.corrupt {
+        findings.block(
+            &place,
+            "an image that QEMU marked as corrupt",
+            "it would only be opened to read, and its copy too",
+            "Repair it first: `qemu-img check -r all IMAGE`",
+        );
+    }
+    findings.carriage
+}
+
+/// The advice for what a VM can do without.
+const LEAVE_OUT: &str = "Take it out of the source's definition first (virsh edit), or clone this VM by hand";
+
+/// What was found so far, and which elements were dealt with whole.
+#[derive(Default)]
+struct Findings {
+    carriage: Carriage,
+    /// Elements about which all was said; paths below them are not named again.
+    settled: BTreeSet<usize>,
+}
+
+impl Findings {
+    fn block(&mut self, place: &str, what: &str, why: &str, advice: &str) {
+        self.carriage.blockers.push(finding(place, what, why, advice));
+    }
+
+    /// Names an element as a whole.
+    fn block_node(&mut self, node: Node<'_, '_>, place: &str, what: &str, why: &str, advice: &str) {
+        self.settle(node);
+        self.block(place, what, why, advice);
+    }
+
+    /// All was said about this element.
+    fn settle(&mut self, node: Node<'_, '_>) {
+        self.settled.insert(node.id().get_usize());
+    }
+
+    fn is_settled(&self, node: Node<'_, '_>) -> bool {
+        self.settled.contains(&node.id().get_usize())
+    }
+
+    fn warn(&mut self, place: &str, what: &str, why: &str, advice: &str) {
+        self.carriage.warnings.push(finding(place, what, why, advice));
+    }
+
+    /// Names every child element that is not in the list.
+    fn know_children(&mut self, node: Node<'_, '_>, place: &str, known: &[&str]) {
+        for element in elements(node) {
+            if element.tag_name().namespace().is_some() || !known.contains(&element.tag_name().name()) {
+                self.block_unknown(element, place);
+            }
+        }
+    }
+
+    fn block_unknown(&mut self, node: Node<'_, '_>, place: &str) {
+        let what = format!("the element <{}>", shown_name(node));
+        self.block_node(node, place, &what, "this version of kvm-clone does not know what it needs", LEAVE_OUT);
+    }
+}
+
+fn finding(place: &str, what: &str, why: &str, advice: &str) -> Uncarried {
+    Uncarried { what: what.into(), where_: place.into(), why: why.into(), advice: advice.into() }
+}
+
+/// An element's name for people; with its namespace, if it is not libvirt's own.
+fn shown_name(node: Node<'_, '_>) -> String {
+    let name = node.tag_name().name();
+    node.tag_name().namespace().map_or_else(|| name.to_owned(), |namespace| format!("{name} xmlns='{namespace}'"))
+}
