@@ -1,0 +1,234 @@
+//! Copying and hashing images by chunks.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
+use kvm_clone::transfer::manifest;
+use kvm_clone::world::{
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, HashJob, Side, SinkClosed, ZeroChunks,
+};
+
+use super::{Ground, Owner, assert_kind, bytes, cases, kind, other};
+
+cases![
+    values_of_chunks_make_the_root_of_the_image,
+    only_wanted_chunks_are_hashed,
+    hashing_needs_the_inode,
+    a_copy_is_the_image_and_stays_sparse,
+    only_wanted_chunks_are_copied,
+    zeros_are_punched_where_asked,
+    a_copy_needs_the_inode,
+    a_closed_sink_ends_copy_and_hash,
+];
+
+const CHUNK_BYTES: u32 = 64 << 10;
+
+/// An image with data, a hole, zeros that are allocated, and an odd end.
+fn odd_image() -> (u64, Vec<(u64, Vec<u8>)>) {
+    let chunk = u64::from(CHUNK_BYTES);
+    let len = usize::try_from(chunk).unwrap();
+    let size = 6 * chunk + 1234;
+    (size, vec![(0, bytes(len, 1)), (3 * chunk, vec![0; len]), (4 * chunk, bytes(len, 2)), (6 * chunk, bytes(1234, 3))])
+}
+
+fn flat(size: u64, extents: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let mut image = vec![0; usize::try_from(size).unwrap()];
+    for (offset, data) in extents {
+        let offset = usize::try_from(*offset).unwrap();
+        image[offset..offset + data.len()].copy_from_slice(data);
+    }
+    image
+}
+
+#[derive(Default)]
+struct Seen {
+    chunks: BTreeMap<u64, ChunkState>,
+    holes: Vec<u64>,
+    calls_left: Option<u32>,
+}
+
+impl Seen {
+    fn count(&mut self) -> Result<(), SinkClosed> {
+        match &mut self.calls_left {
+            Some(0) => Err(SinkClosed),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn all(&self) -> Vec<u64> {
+        let mut all: Vec<u64> = self.chunks.keys().copied().chain(self.holes.iter().copied()).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+impl ChunkSink for Seen {
+    fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        assert!(!records.is_empty() && records.len() <= BATCH_CHUNKS_MAX);
+        self.count()?;
+        for record in records {
+            assert_eq!(self.chunks.insert(record.index, record.state), None, "chunk {} twice", record.index);
+        }
+        Ok(())
+    }
+
+    fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
+        self.count()?;
+        self.holes.extend(chunks);
+        Ok(())
+    }
+}
+
+fn hash_job(path: &str, image_bytes: u64) -> HashJob {
+    let geometry = ChunkGeometry { image_bytes, chunk_bytes: CHUNK_BYTES };
+    HashJob { path: path.to_owned(), inode: None, geometry, wanted: vec![0..geometry.chunk_count()], reread: false }
+}
+
+fn values_of_chunks_make_the_root_of_the_image(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let (size, extents) = odd_image();
+    let small = vec![(0, bytes(1000, 4))];
+    for (name, size, extents) in [("odd", size, extents), ("small", 1000, small), ("holes", 5 << 20, vec![])] {
+        let path = owner.path(name);
+        ground.put(Side::Destination, &path, size, &extents);
+        for reread in [false, true] {
+            let mut seen = Seen::default();
+            let job = HashJob { reread, ..hash_job(&path, size) };
+            owner.host.hash_chunks(&job, &mut seen).unwrap();
+            assert_eq!(seen.all(), (0..job.geometry.chunk_count()).collect::<Vec<_>>());
+            let root = manifest::root(job.geometry, &seen.chunks);
+            assert_eq!(root, ChunkValue(*blake3::hash(&flat(size, &extents)).as_bytes()), "{name}");
+            let zeros = |state: &ChunkState| *state == ChunkState::Zero;
+            assert!(seen.chunks.values().filter(|state| zeros(state)).count() <= 1, "holes are reported as holes");
+        }
+    }
+}
+
+fn only_wanted_chunks_are_hashed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let (size, extents) = odd_image();
+    ground.put(Side::Destination, &owner.path("image"), size, &extents);
+    let mut seen = Seen::default();
+    let job = HashJob { wanted: vec![1..2, 4..7], ..hash_job(&owner.path("image"), size) };
+    owner.host.hash_chunks(&job, &mut seen).unwrap();
+    assert_eq!(seen.all(), [1, 4, 5, 6]);
+}
+
+fn hashing_needs_the_inode(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let path = owner.path("image");
+    ground.put(Side::Destination, &path, 1000, &[(0, bytes(1000, 1))]);
+    let inode = owner.host.stat(&path).unwrap().unwrap().inode;
+    let job = HashJob { inode: Some(inode), ..hash_job(&path, 1000) };
+    owner.host.hash_chunks(&job, &mut Seen::default()).unwrap();
+    let job = HashJob { inode: Some(other(inode)), ..job };
+    assert_eq!(kind(owner.host.hash_chunks(&job, &mut Seen::default())), FaultKind::Changed);
+    let job = hash_job(&owner.path("absent"), 1000);
+    assert_kind(owner.host.hash_chunks(&job, &mut Seen::default()), &[FaultKind::NotFound, FaultKind::Changed]);
+    let job = hash_job(&path, 2000);
+    assert_eq!(kind(owner.host.hash_chunks(&job, &mut Seen::default())), FaultKind::Changed);
+}
+
+/// Both hosts, an image on the source, and an empty file of its size on the destination.
+fn copy_job(owner: &Owner, ground: &dyn Ground, zero_chunks: ZeroChunks) -> CopyJob {
+    ground.world().connect(Side::Source).unwrap();
+    let (size, extents) = odd_image();
+    let from = format!("{}/image", ground.scratch(Side::Source));
+    ground.put(Side::Source, &from, size, &extents);
+    let to = owner.path("staged");
+    let to_inode = owner.host.make_file(&to, 0o600, b"").unwrap();
+    owner.host.set_size(&to, to_inode, size, false).unwrap();
+    let geometry = ChunkGeometry { image_bytes: size, chunk_bytes: CHUNK_BYTES };
+    CopyJob {
+        from,
+        to,
+        to_inode,
+        geometry,
+        wanted: vec![0..geometry.chunk_count()],
+        zero_chunks,
+        bandwidth_limit_bytes_per_second: None,
+    }
+}
+
+fn a_copy_is_the_image_and_stays_sparse(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let job = copy_job(&owner, ground, ZeroChunks::Skip);
+    let mut seen = Seen::default();
+    let summary = ground.world().copy_chunks(&job, &mut seen).unwrap();
+    let (size, extents) = odd_image();
+    let image = flat(size, &extents);
+    assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), image);
+    assert_eq!(ground.get(Side::Source, &job.from).unwrap(), image);
+    assert_eq!(summary.sent_bytes, 2 * u64::from(CHUNK_BYTES) + 1234);
+    assert_eq!(seen.all(), (0..job.geometry.chunk_count()).collect::<Vec<_>>());
+    assert_eq!(manifest::root(job.geometry, &seen.chunks), ChunkValue(*blake3::hash(&image).as_bytes()));
+    let allocated = owner.host.stat(&job.to).unwrap().unwrap().allocated;
+    assert!(allocated <= 3 * u64::from(CHUNK_BYTES), "{allocated} bytes are allocated");
+    // The values are those that a hash of the destination finds.
+    let mut there = Seen::default();
+    owner.host.hash_chunks(&hash_job(&job.to, size), &mut there).unwrap();
+    let data = |seen: &Seen| -> Vec<_> {
+        seen.chunks.iter().filter(|(_, s)| **s != ChunkState::Zero).map(|(i, s)| (*i, *s)).collect()
+    };
+    assert_eq!(data(&seen), data(&there));
+    ground.world().disconnect(Side::Source);
+}
+
+fn only_wanted_chunks_are_copied(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let mut job = copy_job(&owner, ground, ZeroChunks::Skip);
+    job.wanted = vec![0..1, 6..7];
+    let mut seen = Seen::default();
+    ground.world().copy_chunks(&job, &mut seen).unwrap();
+    assert_eq!(seen.all(), [0, 6]);
+    let (size, mut extents) = odd_image();
+    extents.retain(|(offset, _)| *offset == 0 || *offset == 6 * u64::from(CHUNK_BYTES));
+    assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), flat(size, &extents));
+    ground.world().disconnect(Side::Source);
+}
+
+fn zeros_are_punched_where_asked(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let job = copy_job(&owner, ground, ZeroChunks::Punch);
+    let size = job.geometry.image_bytes;
+    for offset in (0..size).step_by(32 << 10) {
+        let len = usize::try_from((size - offset).min(32 << 10)).unwrap();
+        owner.host.write_at(&job.to, job.to_inode, offset, &vec![0xee; len]).unwrap();
+    }
+    let mut seen = Seen::default();
+    ground.world().copy_chunks(&job, &mut seen).unwrap();
+    let (size, extents) = odd_image();
+    assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), flat(size, &extents));
+    assert_eq!(seen.holes, [0_u64; 0], "what was punched is reported as a chunk, once it is durable");
+    assert_eq!(seen.all(), (0..job.geometry.chunk_count()).collect::<Vec<_>>());
+    ground.world().disconnect(Side::Source);
+}
+
+fn a_copy_needs_the_inode(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let mut job = copy_job(&owner, ground, ZeroChunks::Skip);
+    job.to_inode = other(job.to_inode);
+    assert_eq!(kind(ground.world().copy_chunks(&job, &mut Seen::default())), FaultKind::Changed);
+    let size = job.geometry.image_bytes;
+    assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), flat(size, &[]));
+    ground.world().disconnect(Side::Source);
+}
+
+fn a_closed_sink_ends_copy_and_hash(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let job = copy_job(&owner, ground, ZeroChunks::Skip);
+    let mut closed = Seen { calls_left: Some(0), ..Seen::default() };
+    assert_eq!(kind(ground.world().copy_chunks(&job, &mut closed)), FaultKind::Sink);
+    let size = job.geometry.image_bytes;
+    assert_eq!(kind(owner.host.hash_chunks(&hash_job(&job.to, size), &mut closed)), FaultKind::Sink);
+    // Both hosts can still be used.
+    ground.world().copy_chunks(&job, &mut Seen::default()).unwrap();
+    let (size, extents) = odd_image();
+    assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), flat(size, &extents));
+    ground.world().disconnect(Side::Source);
+}

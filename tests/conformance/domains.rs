@@ -1,0 +1,200 @@
+//! libvirt: definitions, what is edited in them, pools.
+
+use journal_format::{ControllerId, DomainUuid};
+use kvm_clone::domain::{CloneMark, MarkState};
+use kvm_clone::world::{DomainState, FaultKind, Side};
+
+use super::{Ground, Owner, assert_kind, bytes, cases, fresh_name, fresh_uuid, kind};
+
+cases![
+    a_domain_is_defined_and_read_back,
+    defining_again_replaces,
+    a_name_has_one_domain,
+    nonsense_is_not_defined,
+    our_element_is_set_and_removed,
+    a_title_is_set_and_removed,
+    autostart_is_set_and_removed,
+    undefining_leaves_the_disks,
+    what_is_not_there_is_not_changed,
+    qemus_command_is_shown,
+    pools_and_networks_are_listed,
+];
+
+struct Guest {
+    uuid: DomainUuid,
+    name: String,
+    image: String,
+    definition: String,
+}
+
+fn guest(owner: &Owner, ground: &dyn Ground, image: &str) -> Guest {
+    let image = owner.path(image);
+    ground.put(Side::Destination, &image, 1 << 20, &[(0, bytes(4096, 1))]);
+    let uuid = fresh_uuid(ground);
+    let name = fresh_name(uuid);
+    let definition = ground.definition(&name, uuid, &image);
+    Guest { uuid, name, image, definition }
+}
+
+fn a_domain_is_defined_and_read_back(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    assert_eq!(owner.host.domain(guest.uuid).unwrap(), None);
+    assert_eq!(owner.host.domain_named(&guest.name).unwrap(), None);
+    owner.host.define(&guest.definition).unwrap();
+    let facts = owner.host.domain(guest.uuid).unwrap().unwrap();
+    assert_eq!((facts.brief.uuid, facts.brief.name.as_str()), (guest.uuid, guest.name.as_str()));
+    assert_eq!(facts.brief.state, DomainState::ShutOff);
+    assert!(facts.persistent && !facts.autostart && !facts.managed_save);
+    assert_eq!((facts.snapshots, facts.checkpoints), (0, 0));
+    assert!(facts.definition.contains(&guest.image) && facts.definition.contains(&guest.uuid.to_string()));
+    assert_eq!(owner.host.domain_named(&guest.name).unwrap().unwrap(), facts);
+    assert!(owner.host.domains().unwrap().contains(&facts.brief));
+    owner.host.start(guest.uuid).unwrap();
+    assert_eq!(owner.host.domain(guest.uuid).unwrap().unwrap().brief.state, DomainState::Active);
+    ground.destroy_by_hand(guest.uuid);
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn defining_again_replaces(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    owner.host.define(&guest.definition).unwrap();
+    owner.host.define(&guest.definition).unwrap();
+    owner.host.define(&ground.definition(&guest.name, guest.uuid, &owner.path("another"))).unwrap();
+    let facts = owner.host.domain(guest.uuid).unwrap().unwrap();
+    assert!(facts.definition.contains(&owner.path("another")) && !facts.definition.contains(&guest.image));
+    assert_eq!(owner.host.domains().unwrap().iter().filter(|brief| brief.name == guest.name).count(), 1);
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn a_name_has_one_domain(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    owner.host.define(&guest.definition).unwrap();
+    let before = owner.host.domain(guest.uuid).unwrap();
+    let second = fresh_uuid(ground);
+    assert_eq!(
+        kind(owner.host.define(&ground.definition(&guest.name, second, &guest.image))),
+        FaultKind::AlreadyExists
+    );
+    assert_eq!(owner.host.domain(second).unwrap(), None);
+    assert_eq!(owner.host.domain(guest.uuid).unwrap(), before);
+    let renamed = ground.definition(&format!("{}-other", guest.name), guest.uuid, &guest.image);
+    assert_kind(owner.host.define(&renamed), &[FaultKind::AlreadyExists, FaultKind::Refused]);
+    assert_eq!(owner.host.domain(guest.uuid).unwrap(), before);
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn nonsense_is_not_defined(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let before = owner.host.domains().unwrap();
+    for nonsense in ["", "<domain", "<network><name>x</name></network>", "<domain type='qemu'></domain>"] {
+        assert_eq!(kind(owner.host.define(nonsense)), FaultKind::Refused, "{nonsense}");
+    }
+    assert_eq!(owner.host.domains().unwrap(), before);
+}
+
+fn mark(ground: &dyn Ground, guest: &Guest, state: MarkState) -> CloneMark {
+    CloneMark {
+        txn: ground.txn(),
+        controller: ControllerId { machine_id: "0".repeat(32), state_dir: "/var/lib/kvm-clone".to_owned() },
+        source_machine_id: "1".repeat(32),
+        source_host: "root@source".to_owned(),
+        source_uuid: DomainUuid([7; 16]),
+        clone_uuid: guest.uuid,
+        state,
+        disks: Vec::new(),
+    }
+}
+
+fn our_element_is_set_and_removed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    let read = || CloneMark::read(&owner.host.domain(guest.uuid).unwrap().unwrap().definition).unwrap();
+    owner.host.define(&guest.definition).unwrap();
+    assert_eq!(read(), None);
+    for state in [MarkState::Unfinished, MarkState::Finished] {
+        let mark = mark(ground, &guest, state);
+        owner.host.set_metadata(guest.uuid, Some(&mark.to_element().unwrap())).unwrap();
+        assert_eq!(read(), Some(mark));
+    }
+    let facts = owner.host.domain(guest.uuid).unwrap().unwrap();
+    assert!(facts.definition.contains(&guest.image));
+    owner.host.set_metadata(guest.uuid, None).unwrap();
+    owner.host.set_metadata(guest.uuid, None).unwrap();
+    assert_eq!(read(), None);
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn a_title_is_set_and_removed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    let has = |text: &str| owner.host.domain(guest.uuid).unwrap().unwrap().definition.contains(text);
+    owner.host.define(&guest.definition).unwrap();
+    owner.host.set_title(guest.uuid, Some("one & <two>")).unwrap();
+    assert!(has("<title>one &amp; &lt;two&gt;</title>") || has("<title>one &amp; &lt;two></title>"));
+    owner.host.set_title(guest.uuid, Some("three")).unwrap();
+    assert!(has("<title>three</title>") && !has("two"));
+    owner.host.set_title(guest.uuid, None).unwrap();
+    owner.host.set_title(guest.uuid, None).unwrap();
+    assert!(!has("<title>"));
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn autostart_is_set_and_removed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    let on = || owner.host.domain(guest.uuid).unwrap().unwrap().autostart;
+    owner.host.define(&guest.definition).unwrap();
+    for autostart in [true, true, false, false, true] {
+        owner.host.set_autostart(guest.uuid, autostart).unwrap();
+        assert_eq!(on(), autostart);
+    }
+    owner.host.undefine(guest.uuid).unwrap();
+    owner.host.define(&guest.definition).unwrap();
+    assert!(!on(), "autostart does not outlive its domain");
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn undefining_leaves_the_disks(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    owner.host.define(&guest.definition).unwrap();
+    owner.host.undefine(guest.uuid).unwrap();
+    assert_eq!(owner.host.domain(guest.uuid).unwrap(), None);
+    assert!(owner.host.stat(&guest.image).unwrap().is_some());
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn what_is_not_there_is_not_changed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let uuid = fresh_uuid(ground);
+    owner.host.undefine(uuid).unwrap();
+    assert_eq!(kind(owner.host.start(uuid)), FaultKind::NotFound);
+    assert_eq!(kind(owner.host.set_title(uuid, Some("t"))), FaultKind::NotFound);
+    assert_eq!(kind(owner.host.set_metadata(uuid, Some("<clone/>"))), FaultKind::NotFound);
+    assert_eq!(kind(owner.host.set_autostart(uuid, true)), FaultKind::NotFound);
+    assert_eq!(kind(owner.host.refresh_pool("conform-no-such-pool")), FaultKind::NotFound);
+}
+
+fn qemus_command_is_shown(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    let command = owner.host.native_command(&guest.definition).unwrap();
+    assert!(command.contains("qemu") && command.contains(&guest.name), "{command}");
+    assert_eq!(owner.host.domain(guest.uuid).unwrap(), None);
+    assert_eq!(kind(owner.host.native_command("<domain")), FaultKind::Refused);
+}
+
+fn pools_and_networks_are_listed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let name = ground.pool();
+    let pools = owner.host.pools().unwrap();
+    let pool = pools.iter().find(|pool| pool.name == name).unwrap();
+    assert!(pool.active && pool.path.is_some());
+    owner.host.refresh_pool(&name).unwrap();
+    owner.host.networks().unwrap();
+    owner.host.renew_libvirt().unwrap();
+    owner.host.domains().unwrap();
+}

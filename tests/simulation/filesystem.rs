@@ -1,0 +1,749 @@
+//! The files of one host twice over: as programs see them now, and as a power cut would leave them.
+//!
+//! Data becomes durable by `sync` of the file, names by `sync` of the directory that holds them; a rename is one
+//! effect. Inode numbers are given again once nothing remembers them, as ext4 does. It must never be kinder than a
+//! real filesystem is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use journal_format::Inode;
+use kvm_clone::world::{FaultKind, FileKind, FileStat, FilesystemFacts};
+
+use crate::content::{BLOCK_BYTES, Content};
+use crate::seed::Seed;
+
+/// Symlinks followed on one path, at most.
+const SYMLINKS_MAX: u32 = 40;
+const ROOT_INODE: u64 = 2;
+const FIRST_FREE_INODE: u64 = 11;
+
+/// A refusal: its kind, and what the kernel or libvirt would say.
+pub type Refusal = (FaultKind, String);
+
+/// A file of one host: mount and inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId {
+    pub mount: usize,
+    pub inode: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    File(Content),
+    Directory(BTreeMap<String, NodeId>),
+    Symlink(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub body: Body,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime_ns: i128,
+    pub ctime_ns: i128,
+}
+
+/// A change of names that is one effect, for programs and for a power cut.
+#[derive(Debug, Clone)]
+enum NameChange {
+    Link { directory: NodeId, name: String, node: NodeId },
+    Unlink { directory: NodeId, name: String, node: NodeId },
+    Rename { from: (NodeId, String), to: (NodeId, String), node: NodeId },
+}
+
+/// A mounted filesystem.
+#[derive(Debug, Clone)]
+struct Mount {
+    path: String,
+    kind: &'static str,
+    capacity_bytes: u64,
+    /// Hard links are refused.
+    linkless: bool,
+    /// Every allocation is refused.
+    full: bool,
+}
+
+/// How much of what was not synced survives a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Survival {
+    /// Nothing.
+    Nothing,
+    /// Everything.
+    Everything,
+    /// Changes of names up to one of them, as a journaling filesystem in order.
+    Prefix(u64),
+    /// Any subset that its seed picks.
+    Subset(u64),
+}
+
+#[derive(Debug, Clone)]
+pub struct Filesystem {
+    mounts: Vec<Mount>,
+    live: BTreeMap<NodeId, Rc<Node>>,
+    /// What is on the disks. Nodes whose names are not durable yet wait here too.
+    disk: BTreeMap<NodeId, Rc<Node>>,
+    /// Changes of names that are not durable, oldest first.
+    pending: Vec<NameChange>,
+    boots: u64,
+    /// Files that somebody has open: their inode numbers are not given again.
+    pub open: BTreeSet<NodeId>,
+    pub now_ns: i128,
+}
+
+fn refuse<T>(kind: FaultKind, detail: impl Into<String>) -> Result<T, Refusal> {
+    Err((kind, detail.into()))
+}
+
+fn no_entry<T>(path: &str) -> Result<T, Refusal> {
+    refuse(FaultKind::NotFound, format!("{path}: no such file or directory"))
+}
+
+/// Directory and last name of an absolute path.
+pub fn split(path: &str) -> (&str, &str) {
+    let at = path.rfind('/').expect("a path is absolute");
+    (if at == 0 { "/" } else { &path[..at] }, &path[at + 1..])
+}
+
+impl Filesystem {
+    /// A root and further mounts: path, type, capacity in bytes.
+    pub fn new(mounts: &[(&str, &'static str, u64)]) -> Self {
+        let mut files = Self {
+            mounts: Vec::new(),
+            live: BTreeMap::new(),
+            disk: BTreeMap::new(),
+            pending: Vec::new(),
+            boots: 0,
+            open: BTreeSet::new(),
+            now_ns: 0,
+        };
+        for (index, (path, kind, capacity_bytes)) in mounts.iter().enumerate() {
+            let id = NodeId { mount: index, inode: ROOT_INODE };
+            let node = Rc::new(Node {
+                body: Body::Directory(BTreeMap::new()),
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                mtime_ns: 0,
+                ctime_ns: 0,
+            });
+            files.live.insert(id, node.clone());
+            files.disk.insert(id, node);
+            files.mounts.push(Mount {
+                path: (*path).to_owned(),
+                kind,
+                capacity_bytes: *capacity_bytes,
+                linkless: false,
+                full: false,
+            });
+        }
+        files
+    }
+
+    pub fn refuse_links(&mut self, path: &str) {
+        let mount = self.mount_of(path);
+        self.mounts[mount].linkless = true;
+    }
+
+    pub fn set_full(&mut self, full: bool) {
+        self.mounts.iter_mut().for_each(|mount| mount.full = full);
+    }
+
+    fn mount_of(&self, path: &str) -> usize {
+        let holds = |mount: &Mount| {
+            mount.path == "/"
+                || path == mount.path
+                || path.strip_prefix(&mount.path).is_some_and(|rest| rest.starts_with('/'))
+        };
+        (0..self.mounts.len())
+            .filter(|index| holds(&self.mounts[*index]))
+            .max_by_key(|index| self.mounts[*index].path.len())
+            .expect("the root is mounted")
+    }
+
+    /// The node at a path with no symlink in it.
+    fn node_at(&self, path: &str) -> Option<NodeId> {
+        let mount = self.mount_of(path);
+        let below = if self.mounts[mount].path == "/" { path } else { &path[self.mounts[mount].path.len()..] };
+        let mut id = NodeId { mount, inode: ROOT_INODE };
+        for name in below.split('/').filter(|name| !name.is_empty()) {
+            match &self.live[&id].body {
+                Body::Directory(entries) => id = *entries.get(name)?,
+                _ => return None,
+            }
+        }
+        Some(id)
+    }
+
+    /// The path behind symlinks; the last name is followed only where asked.
+    fn real(&self, path: &str, follow_last: bool) -> Option<String> {
+        let mut rest: Vec<String> = path.split('/').rev().filter(|n| !n.is_empty()).map(str::to_owned).collect();
+        let mut real = String::new();
+        let mut followed = 0;
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                real.truncate(real.rfind('/').unwrap_or(0));
+                continue;
+            }
+            let here = format!("{real}/{name}");
+            let node = self.node_at(&here);
+            if let (Some(id), true) = (node, follow_last || !rest.is_empty())
+                && let Body::Symlink(target) = &self.live[&id].body
+            {
+                followed += 1;
+                if followed > SYMLINKS_MAX {
+                    return None;
+                }
+                if target.starts_with('/') {
+                    real.clear();
+                }
+                rest.extend(target.split('/').rev().filter(|n| !n.is_empty() && *n != ".").map(str::to_owned));
+                continue;
+            }
+            real = here;
+        }
+        Some(if real.is_empty() { "/".to_owned() } else { real })
+    }
+
+    /// The node at a path, symlinks on the way followed, the last name not.
+    pub fn find(&self, path: &str) -> Option<NodeId> {
+        self.node_at(&self.real(path, false)?)
+    }
+
+    fn parent(&self, path: &str) -> Result<(NodeId, String), Refusal> {
+        let (directory, name) = split(path);
+        match self.real(directory, true).and_then(|real| self.node_at(&real)) {
+            Some(id) if matches!(self.live[&id].body, Body::Directory(_)) => Ok((id, name.to_owned())),
+            _ => no_entry(path),
+        }
+    }
+
+    fn expect(&self, path: &str) -> Result<NodeId, Refusal> {
+        self.find(path).map_or_else(|| no_entry(path), Ok)
+    }
+
+    fn expect_inode(&self, path: &str, inode: Inode) -> Result<NodeId, Refusal> {
+        let id = self.expect(path)?;
+        if id.inode == inode.0 {
+            return Ok(id);
+        }
+        refuse(FaultKind::Changed, format!("{path} is inode {}, not {}", id.inode, inode.0))
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.live[&id]
+    }
+
+    fn change(&mut self, id: NodeId) -> &mut Node {
+        Rc::make_mut(self.live.get_mut(&id).expect("a found node is there"))
+    }
+
+    fn entries(&self, id: NodeId) -> Result<&BTreeMap<String, NodeId>, Refusal> {
+        match &self.live[&id].body {
+            Body::Directory(entries) => Ok(entries),
+            _ => refuse(FaultKind::Unsupported, "not a directory"),
+        }
+    }
+
+    fn links(&self, node: NodeId) -> u64 {
+        let holds = |body: &Body| match body {
+            Body::Directory(entries) => entries.values().filter(|id| **id == node).count() as u64,
+            _ => 0,
+        };
+        self.live.values().map(|there| holds(&there.body)).sum()
+    }
+
+    fn used_bytes(&self, mount: usize) -> u64 {
+        let of = |node: &Node| match &node.body {
+            Body::File(content) => content.allocated_bytes(),
+            _ => BLOCK_BYTES,
+        };
+        self.live.iter().filter(|(id, _)| id.mount == mount).map(|(_, node)| of(node)).sum()
+    }
+
+    fn available_bytes(&self, mount: usize) -> u64 {
+        if self.mounts[mount].full {
+            return 0;
+        }
+        self.mounts[mount].capacity_bytes.saturating_sub(self.used_bytes(mount))
+    }
+
+    fn allow(&self, mount: usize, bytes: u64) -> Result<(), Refusal> {
+        if bytes > 0 && self.available_bytes(mount) < bytes {
+            return refuse(FaultKind::NoSpace, "no space left on device");
+        }
+        Ok(())
+    }
+
+    fn free_inode(&self, mount: usize) -> u64 {
+        let mut used: BTreeSet<NodeId> = self.live.keys().chain(&self.open).copied().collect();
+        for node in self.disk.values() {
+            if let Body::Directory(entries) = &node.body {
+                used.extend(entries.values());
+            }
+        }
+        for change in &self.pending {
+            match change {
+                NameChange::Link { directory, node, .. } | NameChange::Unlink { directory, node, .. } => {
+                    used.extend([*directory, *node]);
+                }
+                NameChange::Rename { from, to, node } => used.extend([from.0, to.0, *node]),
+            }
+        }
+        (FIRST_FREE_INODE..).find(|inode| !used.contains(&NodeId { mount, inode: *inode })).expect("u64 is large")
+    }
+
+    fn insert(&mut self, path: &str, mode: u32, body: Body) -> Result<Inode, Refusal> {
+        let (directory, name) = self.parent(path)?;
+        if self.entries(directory)?.contains_key(&name) || self.mounts.iter().any(|mount| mount.path == path) {
+            return refuse(FaultKind::AlreadyExists, format!("{path}: file exists"));
+        }
+        let bytes = match &body {
+            Body::File(content) => content.allocated_bytes().max(1),
+            _ => BLOCK_BYTES,
+        };
+        self.allow(directory.mount, bytes)?;
+        let id = NodeId { mount: directory.mount, inode: self.free_inode(directory.mount) };
+        let (mtime_ns, ctime_ns) = (self.now_ns, self.now_ns);
+        // The inode itself is in the same journal transaction as its name; its data is not.
+        let bare = match &body {
+            Body::File(_) => Body::File(Content::default()),
+            Body::Directory(_) => Body::Directory(BTreeMap::new()),
+            Body::Symlink(target) => Body::Symlink(target.clone()),
+        };
+        let node = Node { body, mode, uid: 0, gid: 0, mtime_ns, ctime_ns };
+        self.disk.insert(id, Rc::new(Node { body: bare, ..node.clone() }));
+        self.live.insert(id, Rc::new(node));
+        self.add_name(directory, &name, id);
+        self.pending.push(NameChange::Link { directory, name, node: id });
+        Ok(Inode(id.inode))
+    }
+
+    fn add_name(&mut self, directory: NodeId, name: &str, node: NodeId) {
+        let now_ns = self.now_ns;
+        let parent = self.change(directory);
+        parent.mtime_ns = now_ns;
+        if let Body::Directory(entries) = &mut parent.body {
+            entries.insert(name.to_owned(), node);
+        }
+    }
+
+    fn drop_name(&mut self, directory: NodeId, name: &str) {
+        let now_ns = self.now_ns;
+        let parent = self.change(directory);
+        parent.mtime_ns = now_ns;
+        if let Body::Directory(entries) = &mut parent.body {
+            entries.remove(name);
+        }
+    }
+
+    fn forget_unnamed(&mut self, node: NodeId) {
+        if self.links(node) == 0 {
+            self.live.remove(&node);
+        } else {
+            self.change(node).ctime_ns = self.now_ns;
+        }
+    }
+}
+
+/// What programs ask for.
+impl Filesystem {
+    pub fn stat(&self, path: &str) -> Option<FileStat> {
+        let id = self.find(path)?;
+        let node = self.node(id);
+        let (kind, size, allocated) = match &node.body {
+            Body::File(content) => (FileKind::File, content.size(), content.allocated_bytes()),
+            Body::Directory(_) => (FileKind::Directory, BLOCK_BYTES, BLOCK_BYTES),
+            Body::Symlink(target) => (FileKind::Symlink, target.len() as u64, 0),
+        };
+        Some(FileStat {
+            kind,
+            inode: Inode(id.inode),
+            device: self.device(id.mount),
+            size,
+            allocated,
+            mode: node.mode,
+            uid: node.uid,
+            gid: node.gid,
+            links: self.links(id).max(1),
+            mtime_ns: node.mtime_ns,
+            ctime_ns: node.ctime_ns,
+        })
+    }
+
+    /// A device number is another one after every boot.
+    fn device(&self, mount: usize) -> u64 {
+        0x100 * (self.boots + 1) + mount as u64
+    }
+
+    pub fn read(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Refusal> {
+        let Some(id) = self.find(path) else { return Ok(None) };
+        match &self.node(id).body {
+            Body::File(content) => Ok(Some(content.read(0, max_bytes))),
+            _ => refuse(FaultKind::Unsupported, format!("{path} is not a regular file")),
+        }
+    }
+
+    pub fn content(&self, path: &str) -> Option<&Content> {
+        match &self.node(self.find(path)?).body {
+            Body::File(content) => Some(content),
+            _ => None,
+        }
+    }
+
+    pub fn list(&self, directory: &str) -> Result<Option<Vec<String>>, Refusal> {
+        let Some(id) = self.real(directory, true).and_then(|real| self.node_at(&real)) else { return Ok(None) };
+        Ok(Some(self.entries(id)?.keys().cloned().collect()))
+    }
+
+    pub fn resolve(&self, path: &str) -> Option<String> {
+        let real = self.real(path, true)?;
+        self.node_at(&real).map(|_| real)
+    }
+
+    pub fn facts(&self, path: &str) -> Result<FilesystemFacts, Refusal> {
+        let Some(real) = self.resolve(path) else { return no_entry(path) };
+        let mount = self.mount_of(&real);
+        Ok(FilesystemFacts {
+            device: self.device(mount),
+            available_bytes: self.available_bytes(mount),
+            available_inodes: None,
+            kind: self.mounts[mount].kind.to_owned(),
+            read_only: false,
+            network: false,
+        })
+    }
+
+    pub fn make_dir(&mut self, path: &str, mode: u32) -> Result<Inode, Refusal> {
+        self.insert(path, mode, Body::Directory(BTreeMap::new()))
+    }
+
+    pub fn make_file(&mut self, path: &str, mode: u32, content: Content) -> Result<Inode, Refusal> {
+        self.insert(path, mode, Body::File(content))
+    }
+
+    pub fn make_symlink(&mut self, path: &str, target: &str) -> Result<Inode, Refusal> {
+        self.insert(path, 0o777, Body::Symlink(target.to_owned()))
+    }
+
+    fn change_file(&mut self, id: NodeId, new_bytes: u64, change: impl FnOnce(&mut Content)) -> Result<(), Refusal> {
+        self.allow(id.mount, new_bytes)?;
+        let now_ns = self.now_ns;
+        let node = self.change(id);
+        match &mut node.body {
+            Body::File(content) => change(content),
+            _ => return refuse(FaultKind::Unsupported, "not a regular file"),
+        }
+        (node.mtime_ns, node.ctime_ns) = (now_ns, now_ns);
+        Ok(())
+    }
+
+    fn file(&self, id: NodeId) -> Result<&Content, Refusal> {
+        match &self.node(id).body {
+            Body::File(content) => Ok(content),
+            _ => refuse(FaultKind::Unsupported, "not a regular file"),
+        }
+    }
+
+    pub fn write_at(&mut self, path: &str, inode: Inode, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        let id = self.expect_inode(path, inode)?;
+        let missing = self.file(id)?.blocks_missing(offset, bytes.len() as u64) * BLOCK_BYTES;
+        self.change_file(id, missing, |content| content.write(offset, bytes))
+    }
+
+    pub fn punch(&mut self, path: &str, inode: Inode, range: std::ops::Range<u64>) -> Result<(), Refusal> {
+        let id = self.expect_inode(path, inode)?;
+        self.change_file(id, 0, |content| content.punch(range))
+    }
+
+    pub fn set_size(&mut self, path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<(), Refusal> {
+        let id = self.expect_inode(path, inode)?;
+        let missing = if allocate { self.file(id)?.blocks_missing(0, bytes) * BLOCK_BYTES } else { 0 };
+        self.change_file(id, missing, |content| {
+            content.set_size(bytes);
+            if allocate {
+                content.allocate();
+            }
+        })
+    }
+
+    pub fn set_attributes(&mut self, path: &str, inode: Inode, uid: u32, gid: u32, mode: u32) -> Result<(), Refusal> {
+        let id = self.expect_inode(path, inode)?;
+        let now_ns = self.now_ns;
+        let node = self.change(id);
+        (node.uid, node.gid, node.mode, node.ctime_ns) = (uid, gid, mode, now_ns);
+        Ok(())
+    }
+
+    pub fn link(&mut self, from: &str, to: &str) -> Result<(), Refusal> {
+        let node = self.expect(from)?;
+        let (directory, name) = self.parent(to)?;
+        if self.entries(directory)?.contains_key(&name) {
+            return refuse(FaultKind::AlreadyExists, format!("{to}: file exists"));
+        }
+        if directory.mount != node.mount {
+            return refuse(FaultKind::Unsupported, "invalid cross-device link");
+        }
+        if self.mounts[node.mount].linkless || matches!(self.node(node).body, Body::Directory(_)) {
+            return refuse(FaultKind::Unsupported, "operation not permitted");
+        }
+        self.allow(node.mount, 1)?;
+        self.add_name(directory, &name, node);
+        self.change(node).ctime_ns = self.now_ns;
+        self.pending.push(NameChange::Link { directory, name, node });
+        Ok(())
+    }
+
+    pub fn rename(&mut self, from: &str, to: &str) -> Result<(), Refusal> {
+        let (to_directory, to_name) = self.parent(to)?;
+        if self.entries(to_directory)?.contains_key(&to_name) {
+            return refuse(FaultKind::AlreadyExists, format!("{to}: file exists"));
+        }
+        self.rename_over(from, to)
+    }
+
+    /// `rename(2)`: takes the place of a file that is there.
+    pub fn rename_over(&mut self, from: &str, to: &str) -> Result<(), Refusal> {
+        let node = self.expect(from)?;
+        let (from_directory, from_name) = self.parent(from)?;
+        let (to_directory, to_name) = self.parent(to)?;
+        if to_directory.mount != node.mount {
+            return refuse(FaultKind::Unsupported, "invalid cross-device link");
+        }
+        let replaced = self.entries(to_directory)?.get(&to_name).copied();
+        self.drop_name(from_directory, &from_name);
+        self.add_name(to_directory, &to_name, node);
+        if let Some(replaced) = replaced {
+            self.forget_unnamed(replaced);
+        }
+        self.change(node).ctime_ns = self.now_ns;
+        self.pending.push(NameChange::Rename { from: (from_directory, from_name), to: (to_directory, to_name), node });
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str, node: NodeId) -> Result<(), Refusal> {
+        let (directory, name) = self.parent(path)?;
+        self.drop_name(directory, &name);
+        self.forget_unnamed(node);
+        self.pending.push(NameChange::Unlink { directory, name, node });
+        Ok(())
+    }
+
+    pub fn unlink(&mut self, path: &str, inode: Inode) -> Result<(), Refusal> {
+        if self.find(path).is_none() {
+            return Ok(());
+        }
+        let id = self.expect_inode(path, inode)?;
+        if matches!(self.node(id).body, Body::Directory(_)) {
+            return refuse(FaultKind::Unsupported, format!("{path} is a directory"));
+        }
+        self.remove(path, id)
+    }
+
+    pub fn remove_dir(&mut self, path: &str) -> Result<(), Refusal> {
+        let Some(id) = self.find(path) else { return Ok(()) };
+        if !self.entries(id)?.is_empty() {
+            return refuse(FaultKind::NotEmpty, format!("{path}: directory not empty"));
+        }
+        self.remove(path, id)
+    }
+}
+
+/// Durability.
+impl Filesystem {
+    /// `fsync`: a file's data, or a directory's names.
+    pub fn sync(&mut self, path: &str) -> Result<(), Refusal> {
+        let Some(id) = self.real(path, true).and_then(|real| self.node_at(&real)) else { return no_entry(path) };
+        self.sync_node(id);
+        Ok(())
+    }
+
+    /// `fdatasync`: the bytes and the size, but not the times.
+    pub fn sync_data(&mut self, path: &str) -> Result<(), Refusal> {
+        let id = self.expect(path)?;
+        let body = self.live[&id].body.clone();
+        let on_disk = self.disk.get_mut(&id).expect("every live node has a place on the disk");
+        Rc::make_mut(on_disk).body = body;
+        Ok(())
+    }
+
+    fn sync_node(&mut self, id: NodeId) {
+        if !matches!(self.live[&id].body, Body::Directory(_)) {
+            self.disk.insert(id, self.live[&id].clone());
+            return;
+        }
+        // A rename is one effect: making it durable here makes it durable in its other directory, and with it what
+        // happened there before.
+        let mut directories = BTreeSet::from([id]);
+        loop {
+            let before = directories.len();
+            for change in &self.pending {
+                if let NameChange::Rename { from, to, .. } = change
+                    && (directories.contains(&from.0) || directories.contains(&to.0))
+                {
+                    directories.extend([from.0, to.0]);
+                }
+            }
+            if directories.len() == before {
+                break;
+            }
+        }
+        let touches = |change: &NameChange| match change {
+            NameChange::Link { directory, .. } | NameChange::Unlink { directory, .. } => {
+                directories.contains(directory)
+            }
+            NameChange::Rename { from, .. } => directories.contains(&from.0),
+        };
+        let (durable, pending): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending).into_iter().partition(touches);
+        self.pending = pending;
+        for change in durable {
+            replay(&mut self.disk, &change, true);
+        }
+        let live = self.live[&id].clone();
+        let on_disk = Rc::make_mut(self.disk.get_mut(&id).expect("every live node has a place on the disk"));
+        (on_disk.mode, on_disk.uid, on_disk.gid) = (live.mode, live.uid, live.gid);
+        (on_disk.mtime_ns, on_disk.ctime_ns) = (live.mtime_ns, live.ctime_ns);
+    }
+
+    /// `syncfs`.
+    pub fn sync_mount(&mut self, path: &str) -> Result<(), Refusal> {
+        let Some(real) = self.resolve(path) else { return no_entry(path) };
+        let mount = self.mount_of(&real);
+        let ids: Vec<NodeId> = self.live.keys().copied().filter(|id| id.mount == mount).collect();
+        for id in ids {
+            self.sync_node(id);
+        }
+        Ok(())
+    }
+
+    /// Everything is on the disks.
+    pub fn sync_all(&mut self) {
+        let ids: Vec<NodeId> = self.live.keys().copied().collect();
+        for id in ids {
+            self.sync_node(id);
+        }
+    }
+
+    /// What was not durable is gone, but for what survives.
+    pub fn cut_power(&mut self, survival: Survival) {
+        let mut seed = match survival {
+            Survival::Prefix(seed) | Survival::Subset(seed) => Seed::new(seed),
+            Survival::Nothing | Survival::Everything => Seed::new(0),
+        };
+        let pending = std::mem::take(&mut self.pending);
+        let prefix = match survival {
+            Survival::Prefix(_) => seed.below(pending.len() as u64 + 1),
+            _ => 0,
+        };
+        for (index, change) in pending.iter().enumerate() {
+            let survives = match survival {
+                Survival::Nothing => false,
+                Survival::Everything => true,
+                Survival::Prefix(_) => (index as u64) < prefix,
+                Survival::Subset(_) => seed.chance(50),
+            };
+            if survives {
+                replay(&mut self.disk, change, false);
+            }
+        }
+        if survival != Survival::Nothing {
+            for (id, live) in &self.live {
+                let on_disk = self.disk.get_mut(id).expect("every live node has a place on the disk");
+                let whole = survival == Survival::Everything;
+                let on_disk = Rc::make_mut(on_disk);
+                if let (Body::File(now), Body::File(synced)) = (&live.body, &mut on_disk.body) {
+                    *synced = if whole { now.clone() } else { now.torn(synced, &mut seed) };
+                }
+                if whole || seed.chance(50) {
+                    (on_disk.mode, on_disk.uid, on_disk.gid) = (live.mode, live.uid, live.gid);
+                    (on_disk.mtime_ns, on_disk.ctime_ns) = (live.mtime_ns, live.ctime_ns);
+                }
+            }
+        }
+        self.keep_reachable();
+        self.live = self.disk.clone();
+        self.boots += 1;
+    }
+
+    /// Could this path be there after a power cut, whatever survives? And the content that is surely there then.
+    pub fn after_power_cut(&self, survival: Survival) -> Self {
+        let mut after = self.clone();
+        after.cut_power(survival);
+        after
+    }
+
+    fn keep_reachable(&mut self) {
+        let mut reached = BTreeSet::new();
+        let mut open: Vec<NodeId> = (0..self.mounts.len()).map(|mount| NodeId { mount, inode: ROOT_INODE }).collect();
+        while let Some(id) = open.pop() {
+            if reached.insert(id)
+                && let Body::Directory(entries) = &self.disk[&id].body
+            {
+                open.extend(entries.values());
+            }
+        }
+        self.disk.retain(|id, _| reached.contains(id));
+    }
+
+    /// Every path with its node, directories included, mount points left out.
+    pub fn walk(&self) -> BTreeMap<String, NodeId> {
+        let mut paths = BTreeMap::new();
+        for mount in 0..self.mounts.len() {
+            let root = self.mounts[mount].path.trim_end_matches('/').to_owned();
+            let mut open = vec![(root, NodeId { mount, inode: ROOT_INODE })];
+            while let Some((path, id)) = open.pop() {
+                if let Body::Directory(entries) = &self.live[&id].body {
+                    for (name, child) in entries {
+                        let child_path = format!("{path}/{name}");
+                        paths.insert(child_path.clone(), *child);
+                        open.push((child_path, *child));
+                    }
+                }
+            }
+        }
+        paths
+    }
+}
+
+/// Puts a change of names on the disk. One that survived without what it was built on is dropped, unless it was synced.
+fn replay(disk: &mut BTreeMap<NodeId, Rc<Node>>, change: &NameChange, synced: bool) {
+    let entry = |disk: &BTreeMap<NodeId, Rc<Node>>, directory: &NodeId, name: &str| {
+        disk.get(directory).and_then(|node| match &node.body {
+            Body::Directory(entries) => entries.get(name).copied(),
+            _ => None,
+        })
+    };
+    let set = |disk: &mut BTreeMap<NodeId, Rc<Node>>, directory: &NodeId, name: &str, to: Option<NodeId>| {
+        if let Some(node) = disk.get_mut(directory)
+            && let Body::Directory(entries) = &mut Rc::make_mut(node).body
+        {
+            match to {
+                Some(id) => entries.insert(name.to_owned(), id),
+                None => entries.remove(name),
+            };
+        }
+    };
+    match change {
+        NameChange::Link { directory, name, node } => {
+            if synced || (disk.contains_key(node) && entry(disk, directory, name).is_none()) {
+                set(disk, directory, name, Some(*node));
+            }
+        }
+        NameChange::Unlink { directory, name, node } => {
+            let empty = disk.get(node).is_none_or(|there| match &there.body {
+                Body::Directory(entries) => entries.is_empty(),
+                _ => true,
+            });
+            if synced || (empty && entry(disk, directory, name) == Some(*node)) {
+                set(disk, directory, name, None);
+            }
+        }
+        NameChange::Rename { from, to, node } => {
+            if synced || entry(disk, &from.0, &from.1) == Some(*node) {
+                set(disk, &from.0, &from.1, None);
+                set(disk, &to.0, &to.1, Some(*node));
+            }
+        }
+    }
+}
