@@ -99,3 +99,87 @@ pub fn decide(last: Last, probe: &Probe, direction: Direction) -> Decision {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use journal_format::OutcomeV1;
+
+    use super::*;
+
+    const LASTS: [(&str, Last); 6] = [
+        ("none", Last::None),
+        ("Started", Last::Started),
+        ("Reopened", Last::Reopened),
+        ("Failed", Last::Failed),
+        ("Done", Last::Done),
+        ("Undone", Last::Undone),
+    ];
+
+    fn probes() -> [(&'static str, Probe); 5] {
+        [
+            ("Absent", Probe::Absent),
+            ("Partial", Probe::Partial),
+            ("Ours", Probe::Ours(OutcomeV1::Nothing)),
+            ("`InUse`", Probe::InUse(String::new())),
+            ("Foreign", Probe::Foreign(String::new())),
+        ]
+    }
+
+    /// The rows of the doc comment: last events, probes, forward, back.
+    fn rows() -> Vec<[Vec<String>; 4]> {
+        let cells = |line: &str| -> Option<[Vec<String>; 4]> {
+            let columns: Vec<&str> = line.strip_prefix("//! | ")?.split('|').map(str::trim).collect();
+            let [letter, last, probe, forward, back, ..] = columns[..] else { return None };
+            (letter.len() == 1).then(|| {
+                let last = match last {
+                    "any but none" => LASTS[1..].iter().map(|(name, _)| (*name).to_owned()).collect(),
+                    names => names.split(", ").map(str::to_owned).collect(),
+                };
+                [last, probe.split(", ").map(str::to_owned).collect(), vec![forward.to_owned()], vec![back.to_owned()]]
+            })
+        };
+        include_str!("table.rs").lines().filter_map(cells).collect()
+    }
+
+    fn in_words(decision: Decision) -> &'static str {
+        match decision {
+            Decision::Nothing => "nothing",
+            Decision::Apply => "apply",
+            Decision::RecordDone => "Done",
+            Decision::Reopen => "reopen",
+            Decision::Undo => "undo",
+            Decision::RecordUndone => "Undone",
+            Decision::TurnBack => "turn back",
+            Decision::Stop => "stop",
+        }
+    }
+
+    #[test]
+    fn the_code_is_the_table_of_the_doc_comment() {
+        let rows = rows();
+        assert_eq!(rows.len(), 13);
+        for (last_name, last) in LASTS {
+            for (probe_name, probe) in probes() {
+                let matching: Vec<_> = rows
+                    .iter()
+                    .filter(|[lasts, probes, ..]| {
+                        lasts.iter().any(|name| name == last_name) && probes.iter().any(|name| name == probe_name)
+                    })
+                    .collect();
+                let [[_, _, forward, back]] = matching[..] else {
+                    panic!("{last_name} and {probe_name} stand in {} rows", matching.len())
+                };
+                for (words, direction) in [(&forward[0], Direction::Forward), (&back[0], Direction::Back)] {
+                    let decided = in_words(decide(last, &probe, direction));
+                    let impossible = words == "–" || (last == Last::Failed && words.contains("(Failed: –)"));
+                    let impossible = impossible || (last == Last::Failed && direction == Direction::Forward);
+                    let expected = if impossible { "stop" } else { words.as_str() };
+                    assert!(
+                        expected.starts_with(decided),
+                        "{last_name}, {probe_name}, {direction:?}: {decided}, not {words}"
+                    );
+                }
+            }
+        }
+    }
+}
