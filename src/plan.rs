@@ -2,6 +2,8 @@
 //! path of the transaction is chosen here, once.
 
 pub mod placement;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -70,6 +70,8 @@ pub enum BlockerKind {
     DiskUnreadable,
     /// What is at a disk's path is no file.
     DiskKind,
+    /// A disk's target name is none that a file could be named after.
+    DiskTarget,
     /// A qcow2 disk has a header that is none.
     DiskHeader,
     /// A domain of the clone's name exists.

@@ -1,1 +1,347 @@
+//! One thing spoiled at a time, and then all at once.
+#![allow(clippy::unwrap_used)]
 
+use journal_format::owner::{DirectionV1, OwnerV1};
+use journal_format::{Epoch, TxnId};
+
+use super::*;
+use crate::domain::DomainName;
+use crate::request::Target;
+use crate::survey::sample::{self, DATA, GIB, IMAGES};
+use crate::survey::{ClaimFacts, EmulatorFacts, SourceImage};
+use crate::world::{DomainState, FileKind, NetworkFacts};
+
+type Spoil = fn(&mut Request, &mut Survey);
+
+fn report_of(spoil: Spoil) -> Report {
+    let (mut request, mut survey) = (sample::request(), sample::survey());
+    spoil(&mut request, &mut survey);
+    check(&request, &survey, &sample::controller())
+}
+
+fn image(survey: &mut Survey, disk: usize) -> &mut crate::survey::ImageFacts {
+    match &mut survey.source.disks[disk].image {
+        SourceImage::Readable(image) => image,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn images(survey: &mut Survey) -> &mut crate::survey::DirectoryFacts {
+    survey.destination.directories.get_mut(IMAGES).unwrap()
+}
+
+fn claim_of(controller: ControllerId) -> ClaimFacts {
+    let owner = OwnerV1 {
+        counter: 1,
+        txn: TxnId([7; 16]),
+        epoch: Epoch(1),
+        controller,
+        agent_pid: 1,
+        agent_started: 1,
+        direction: DirectionV1::Forward,
+    };
+    ClaimFacts { path: "/var/lib/kvm-clone/host/names/web01_clone".into(), owner: Ok(owner) }
+}
+
+#[test]
+fn a_plain_vm_is_not_hindered() {
+    let report = report_of(|_, _| {});
+    assert_eq!(report, Report::default());
+    assert_eq!(report.exit(), None);
+}
+
+#[test]
+fn each_thing_in_the_way_is_named() {
+    use BlockerKind as B;
+    let table: &[(B, Spoil, &[&str])] = &[
+        (
+            B::Running,
+            |_, s| s.source.vm.brief.state = DomainState::Active,
+            &["kvm1", "web01", "is running", "virsh shutdown web01"],
+        ),
+        (B::Transient, |_, s| s.source.vm.persistent = false, &["transient"]),
+        (B::ManagedSave, |_, s| s.source.vm.managed_save = true, &["managed save", "managedsave-remove web01"]),
+        (B::Snapshots, |_, s| s.source.vm.snapshots = 2, &["2 snapshots"]),
+        (B::Checkpoints, |_, s| s.source.vm.checkpoints = 1, &["1 checkpoint,"]),
+        (B::DiskMissing, |_, s| s.source.disks[1].image = SourceImage::Missing, &["kvm1", "vdb", "/srv/data/disk.img"]),
+        (
+            B::DiskUnreadable,
+            |_, s| s.source.disks[1].image = SourceImage::Unreadable("Permission denied".into()),
+            &["vdb", "Permission denied"],
+        ),
+        (B::DiskKind, |_, s| image(s, 1).stat.kind = FileKind::BlockDevice, &["vdb", "not a regular file"]),
+        (B::DiskTarget, |_, s| s.source.disks[0].target = "../x".into(), &["../x"]),
+        (B::DiskTarget, |_, s| s.source.disks[0].target = "vdb".into(), &["vdb", "two disks"]),
+        (B::DiskHeader, |_, s| image(s, 0).head = vec![0; 65_536], &["vda", "qcow2"]),
+        (B::DiskHeader, |_, s| image(s, 0).head.truncate(50), &["vda", "ends at 50 bytes"]),
+        (
+            B::SameVm,
+            |_, s| {
+                s.destination.host.machine_id = s.source.host.machine_id.clone();
+                s.new_name = DomainName::new("web01").unwrap();
+                s.destination.neighbours.push(sample::neighbour("web01", 9));
+            },
+            &["web01", "--new-name"],
+        ),
+        (
+            B::NameTaken,
+            |_, s| {
+                s.destination.neighbours.push(sample::neighbour("web01_clone", 9));
+                s.destination.leftovers.push("/var/lib/libvirt/qemu/nvram/web01_clone_VARS.fd".into());
+            },
+            &["kvm2", "web01_clone", "09090909", "--new-name"],
+        ),
+        (
+            B::NameClaimed,
+            |_, s| s.destination.claim = Some(claim_of(sample::controller())),
+            &["07070707-", "resume 07070707-", "rollback 07070707-"],
+        ),
+        (
+            B::NameHeld,
+            |_, s| {
+                s.destination.claim =
+                    Some(claim_of(ControllerId { machine_id: "e".repeat(32), state_dir: "/s".into() }));
+            },
+            &["another controller", "eeee"],
+        ),
+        (
+            B::NameHeld,
+            |_, s| {
+                let mut claim = claim_of(sample::controller());
+                claim.owner = Err("both slots are torn".into());
+                s.destination.claim = Some(claim);
+            },
+            &["names/web01_clone", "both slots are torn"],
+        ),
+        (
+            B::Leftover,
+            |_, s| s.destination.leftovers.push("/var/lib/libvirt/qemu/nvram/web01_clone_VARS.fd".into()),
+            &["web01_clone_VARS.fd", "delete it"],
+        ),
+        (
+            B::DirectoryMissing,
+            |_, s| {
+                s.destination.directories.remove(DATA);
+                s.destination.pools.remove(0);
+            },
+            &["vdb", "/srv/data", "pool `default`", "--directory"],
+        ),
+        (B::DirectoryMissing, |r, _| r.target = Target::directory("/none").unwrap(), &["/none"]),
+        (B::Pool, |r, _| r.target = Target::pool("nope").unwrap(), &["no pool nope", "default, elsewhere"]),
+        (
+            B::Pool,
+            |r, s| {
+                r.target = Target::pool("elsewhere").unwrap();
+                s.destination.pools[1].facts.active = false;
+            },
+            &["not active", "pool-start elsewhere"],
+        ),
+        (
+            B::Pool,
+            |r, s| {
+                r.target = Target::pool("elsewhere").unwrap();
+                s.destination.pools[1].facts.kind = "logical".into();
+            },
+            &["logical"],
+        ),
+        (
+            B::DirectoryMissing,
+            |r, _| r.target = Target::pool("elsewhere").unwrap(),
+            &["/mnt/elsewhere", "pool-build elsewhere"],
+        ),
+        (B::NotADirectory, |_, s| images(s).stat.kind = FileKind::File, &[IMAGES, "not a directory"]),
+        (B::ReadOnly, |_, s| images(s).filesystem.read_only = true, &[IMAGES, "read-only"]),
+        (B::ReadOnly, |_, s| s.destination.record.filesystem.read_only = true, &["/var/lib", "read-only"]),
+        (B::NoHardLinks, |_, s| images(s).filesystem.kind = "vfat".into(), &[IMAGES, "vfat"]),
+        (
+            B::StagingParent,
+            |_, s| images(s).staging_parent = Some(sample::stat(FileKind::Symlink, 5, 1)),
+            &[".kvm-clone"],
+        ),
+        (
+            B::StagingParent,
+            |_, s| images(s).staging_parent = Some(sample::stat(FileKind::Directory, 5, 1)),
+            &[".kvm-clone"],
+        ),
+        (
+            B::Space,
+            |_, s| images(s).filesystem.available_bytes = GIB,
+            &[
+                "Insufficient disk space on kvm2 (/var/lib/libvirt/images). Required: 2.49 GB (including 15% safety margin), Available: 1.07 GB\nPlease free up at least 1.42 GB on kvm2 before retrying.",
+            ],
+        ),
+        (
+            B::Space,
+            |r, s| {
+                // 20 GiB virtual and 10 GiB file, against 2 and 3 that are allocated.
+                r.preallocate = true;
+                s.destination.directories.get_mut(DATA).unwrap().filesystem.available_bytes = 11 * GIB;
+            },
+            &["/srv/data", "Required: 12.35 GB"],
+        ),
+        (B::Inodes, |_, s| images(s).filesystem.available_inodes = Some(2), &[IMAGES, "2 inodes"]),
+        (B::NetworkMissing, |_, s| s.destination.networks.clear(), &["network default", "--network-map default="]),
+        (
+            B::NetworkMissing,
+            |r, _| r.network_map.push("default=lab".parse().unwrap()),
+            &["network lab", "networks there: default", "--network-map default="],
+        ),
+        (
+            B::NetworkInactive,
+            |r, s| {
+                r.start = true;
+                s.destination.networks[0].active = false;
+            },
+            &["net-start default"],
+        ),
+        (B::BridgeMissing, |_, s| s.destination.bridges.clear(), &["bridge br0", "--network-map br0="]),
+        (
+            B::MappingUnused,
+            |r, _| r.network_map.push("defualt=lab".parse().unwrap()),
+            &["defualt", "it uses: default, br0"],
+        ),
+        (
+            B::Emulator,
+            |_, s| s.destination.emulator = EmulatorFacts::Refused("the accel 'kvm' is not supported".into()),
+            &["x86_64", "pc-q35-7.2", "kvm", "not supported"],
+        ),
+    ];
+    for (row, (kind, spoil, words)) in table.iter().enumerate() {
+        let report = report_of(*spoil);
+        let kinds: Vec<_> = report.blockers.iter().map(|blocker| blocker.kind).collect();
+        assert_eq!(kinds, [*kind], "row {row}: {:#?}", report.blockers);
+        let text = report.blockers[0].to_string();
+        for word in *words {
+            assert!(text.contains(word), "row {row}: {word:?} is not in: {text}");
+        }
+        assert_eq!(report.exit(), Some(if *kind == B::NameHeld { 7 } else { 5 }));
+    }
+}
+
+#[test]
+fn each_thing_to_be_known_is_a_warning_and_hinders_nothing() {
+    use WarningKind as W;
+    let table: &[(W, Spoil, &[&str])] = &[
+        (W::NetworkFilesystem, |_, s| images(s).filesystem.network = true, &[IMAGES]),
+        (W::NetworkInactive, |_, s| s.destination.networks[0].active = false, &["default"]),
+        (W::Memory, |_, s| s.destination.host.memory_bytes = GIB, &["1.07 GB", "2.15 GB"]),
+        (W::Cpus, |_, s| s.destination.host.cpus = 1, &["1 CPUs", "has 2"]),
+        (W::OlderLibvirt, |_, s| s.destination.host.libvirt_version = 8_001_002, &["libvirt 8.1.2", "9.0.0"]),
+        (W::OlderHypervisor, |_, s| s.destination.host.hypervisor_version = 5_002_000, &["QEMU 5.2.0", "7.2.0"]),
+        (
+            W::MacShared,
+            |r, s| {
+                r.preserve_mac = true;
+                s.destination.neighbours[0].macs.insert("52:54:00:aa:bb:02".into());
+            },
+            &["kvm2", "other", "52:54:00:aa:bb:02"],
+        ),
+        (W::OwnerUnknown, |_, s| image(s, 1).user = None, &["vdb", "64055:kvm"]),
+    ];
+    for (row, (kind, spoil, words)) in table.iter().enumerate() {
+        let report = report_of(*spoil);
+        assert_eq!(report.blockers, [], "row {row}");
+        let kinds: Vec<_> = report.warnings.iter().map(|warning| warning.kind).collect();
+        assert_eq!(kinds, [*kind], "row {row}: {:#?}", report.warnings);
+        let text = report.warnings[0].to_string();
+        for word in *words {
+            assert!(text.contains(word), "row {row}: {word:?} is not in: {text}");
+        }
+    }
+}
+
+#[test]
+fn everything_is_said_at_once() {
+    let report = report_of(|request, survey| {
+        request.start = true;
+        survey.source.vm.brief.state = DomainState::Active;
+        survey.source.disks[1].image = SourceImage::Missing;
+        survey.destination.networks = vec![NetworkFacts { name: "default".into(), active: false }];
+        survey.destination.claim = Some(claim_of(ControllerId { machine_id: "e".repeat(32), state_dir: "/s".into() }));
+        images(survey).filesystem.available_bytes = 0;
+        survey.destination.record.filesystem.available_bytes = 0;
+        survey.destination.host.cpus = 1;
+    });
+    let kinds: Vec<_> = report.blockers.iter().map(|blocker| blocker.kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            BlockerKind::Running,
+            BlockerKind::DiskMissing,
+            BlockerKind::NameHeld,
+            BlockerKind::Space,
+            BlockerKind::NetworkInactive
+        ]
+    );
+    assert_eq!(report.warnings.len(), 1);
+    assert_eq!(report.exit(), Some(5), "5 counts more than 7");
+}
+
+#[test]
+fn space_is_counted_by_filesystem() {
+    // 2 GiB and 3 GiB: each fits alone, both together do not.
+    let spoil: Spoil = |_, survey| {
+        survey.destination.directories.insert(DATA.into(), sample::directory(DATA, 1, 5 * GIB));
+        images(survey).filesystem.available_bytes = 5 * GIB;
+        survey.destination.record.filesystem.device = 3;
+    };
+    let report = report_of(spoil);
+    assert_eq!(report.blockers.len(), 1, "{:#?}", report.blockers);
+    assert!(report.blockers[0].message.contains("Required: 6.18 GB"), "{}", report.blockers[0]);
+    let report = report_of(|_, survey| {
+        images(survey).filesystem.available_bytes = 5 * GIB;
+        survey.destination.directories.get_mut(DATA).unwrap().filesystem.available_bytes = 5 * GIB;
+    });
+    assert_eq!(report.blockers, []);
+}
+
+#[test]
+fn blocks_beyond_the_images_end_are_not_counted() {
+    let report = report_of(|_, survey| {
+        image(survey, 1).stat.allocated = 50 * GIB; // of an image of 10 GiB
+        survey.destination.directories.get_mut(DATA).unwrap().filesystem.available_bytes = 12 * GIB;
+    });
+    assert_eq!(report.blockers, []);
+}
+
+#[test]
+fn the_source_itself_shares_kept_addresses_only_on_its_own_host() {
+    let report = report_of(|request, _| request.preserve_mac = true);
+    assert_eq!(report.warnings, []);
+    let report = report_of(|request, survey| {
+        request.preserve_mac = true;
+        survey.destination.host.machine_id = survey.source.host.machine_id.clone();
+        survey.destination.neighbours = survey.source.neighbours.clone();
+    });
+    assert_eq!(report.warnings.len(), 2, "one an address: {:#?}", report.warnings);
+}
+
+#[test]
+fn a_namesake_on_another_machine_is_no_source() {
+    let report = report_of(|_, survey| survey.new_name = DomainName::new("web01").unwrap());
+    assert_eq!(report, Report::default());
+}
+
+#[test]
+fn what_cannot_be_carried_is_named_with_its_place() {
+    let report = report_of(|_, survey| {
+        let text = sample::DEFINITION.replace(
+            "</devices>",
+            "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x06' slot='0x02' function='0x0'/></source></hostdev></devices>",
+        );
+        survey.source.definition = crate::domain::Definition::parse(&text).unwrap();
+    });
+    let kinds: Vec<_> = report.blockers.iter().map(|blocker| blocker.kind).collect();
+    assert_eq!(kinds, [BlockerKind::Uncarried], "{report:#?}");
+}
+
+#[test]
+fn libvirts_own_refusal_is_passed_on() {
+    let mut report = Report::default();
+    fit::check_rehearsal(&mut report, &sample::survey(), &crate::survey::Rehearsal::Accepted);
+    assert_eq!(report.blockers, []);
+    let refused = crate::survey::Rehearsal::Refused("unsupported configuration: x".into());
+    fit::check_rehearsal(&mut report, &sample::survey(), &refused);
+    assert_eq!(report.blockers[0].kind, BlockerKind::Rehearsal);
+    assert!(report.blockers[0].message.contains("unsupported configuration: x"));
+}

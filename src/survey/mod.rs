@@ -4,6 +4,8 @@
 mod accounts;
 mod destination;
 mod neighbours;
+#[cfg(test)]
+pub(crate) mod sample;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
