@@ -1,0 +1,233 @@
+//! Strategies for every value of the format.
+
+use journal_format::*;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof!["[ -~]{0,40}", any::<String>()]
+}
+
+fn step_ref() -> impl Strategy<Value = StepRef> {
+    prop_oneof![any::<u32>().prop_map(StepRef::Forward), any::<u32>().prop_map(StepRef::CleanUp)]
+}
+
+fn stamp() -> impl Strategy<Value = SourceStampV1> {
+    (any::<u64>(), any::<i128>(), any::<i128>()).prop_map(|(size, mtime_ns, ctime_ns)| SourceStampV1 {
+        size,
+        mtime_ns,
+        ctime_ns,
+    })
+}
+
+fn controller() -> impl Strategy<Value = ControllerId> {
+    (text(), text()).prop_map(|(machine_id, state_dir)| ControllerId { machine_id, state_dir })
+}
+
+fn endpoint() -> impl Strategy<Value = EndpointV1> {
+    (text(), text(), option::of(text())).prop_map(|(address, machine_id, key_file)| EndpointV1 {
+        address,
+        machine_id,
+        key_file,
+    })
+}
+
+fn options() -> impl Strategy<Value = OptionsV1> {
+    (any::<[bool; 4]>(), option::of(any::<u64>()), any::<u32>()).prop_map(|(flags, limit, chunk_size_bytes)| {
+        OptionsV1 {
+            start: flags[0],
+            verify: flags[1],
+            preserve_mac: flags[2],
+            bandwidth_limit_bytes_per_second: limit,
+            preallocate: flags[3],
+            chunk_size_bytes,
+        }
+    })
+}
+
+fn request() -> impl Strategy<Value = RequestV1> {
+    (endpoint(), any::<[u8; 16]>(), text(), endpoint(), text(), options()).prop_map(
+        |(source, vm_uuid, vm_name, destination, new_name, options)| RequestV1 {
+            source,
+            vm_uuid: DomainUuid(vm_uuid),
+            vm_name,
+            destination,
+            new_name,
+            options,
+        },
+    )
+}
+
+fn disk() -> impl Strategy<Value = DiskV1> {
+    let format = prop_oneof![Just(DiskFormat::Raw), Just(DiskFormat::Qcow2)];
+    let paths = (text(), text(), text(), text());
+    (paths, format, stamp(), any::<u64>(), any::<u32>(), any::<u32>(), any::<(u32, u32)>()).prop_map(
+        |(
+            (target, source_path, staging_path, final_path),
+            format,
+            source_stamp,
+            allocated_bytes,
+            directory,
+            mode,
+            owner,
+        )| {
+            DiskV1 {
+                target,
+                format,
+                source_path,
+                source_stamp,
+                allocated_bytes,
+                directory,
+                staging_path,
+                final_path,
+                mode,
+                owner,
+            }
+        },
+    )
+}
+
+fn directory() -> impl Strategy<Value = DirectoryV1> {
+    (text(), text(), any::<[u8; 16]>()).prop_map(|(path, staging, nonce)| DirectoryV1 { path, staging, nonce })
+}
+
+fn step() -> impl Strategy<Value = StepV1> {
+    prop_oneof![
+        Just(StepV1::ReserveRecord),
+        Just(StepV1::ClaimName),
+        any::<u32>().prop_map(|directory| StepV1::CreateStaging { directory }),
+        Just(StepV1::DetectSharedStorage),
+        any::<u32>().prop_map(|disk| StepV1::CreateDisk { disk }),
+        any::<u32>().prop_map(|disk| StepV1::TransferDisk { disk }),
+        any::<u32>().prop_map(|disk| StepV1::VerifyDisk { disk }),
+        any::<u32>().prop_map(|disk| StepV1::PublishDisk { disk }),
+        Just(StepV1::DefineDomain),
+    ]
+}
+
+fn clean_up_step() -> impl Strategy<Value = CleanUpStepV1> {
+    prop_oneof![
+        Just(CleanUpStepV1::FinishDomain),
+        Just(CleanUpStepV1::ReleaseClaim),
+        Just(CleanUpStepV1::SetAutostart),
+        Just(CleanUpStepV1::StartDomain),
+        any::<u32>().prop_map(|directory| CleanUpStepV1::RemoveStaging { directory }),
+        any::<u32>().prop_map(|pool| CleanUpStepV1::RefreshPool { pool }),
+        Just(CleanUpStepV1::RemoveRecord),
+    ]
+}
+
+fn plan() -> impl Strategy<Value = PlanV1> {
+    let names = (any::<[u8; 16]>(), any::<u64>(), text(), controller(), request(), any::<[u8; 16]>());
+    let definition = (text(), text(), option::of(text()), any::<bool>());
+    let lists =
+        (vec(directory(), 0..3), vec(disk(), 0..4), vec(text(), 0..3), vec(step(), 0..12), vec(clean_up_step(), 0..9));
+    (names, definition, lists).prop_map(|(names, definition, lists)| PlanV1 {
+        txn: TxnId(names.0),
+        created_at: UnixMillis(names.1),
+        program_version: names.2,
+        controller: names.3,
+        request: names.4,
+        clone_uuid: DomainUuid(names.5),
+        source_definition: definition.0,
+        definition: definition.1,
+        title: definition.2,
+        autostart: definition.3,
+        directories: lists.0,
+        disks: lists.1,
+        pools: lists.2,
+        steps: lists.3,
+        clean_up: lists.4,
+    })
+}
+
+fn failure() -> impl Strategy<Value = FailureV1> {
+    let class = prop_oneof![Just(FailureClassV1::Suspend), Just(FailureClassV1::TurnBack), Just(FailureClassV1::Stop)];
+    (class, any::<u8>(), text(), text()).prop_map(|(class, exit, message, advice)| FailureV1 {
+        class,
+        exit,
+        message,
+        advice,
+    })
+}
+
+fn finding() -> impl Strategy<Value = FindingV1> {
+    (option::of(step_ref()), text(), text(), vec(text(), 0..4))
+        .prop_map(|(step, expected, found, commands)| FindingV1 { step, expected, found, commands })
+}
+
+fn outcome() -> impl Strategy<Value = OutcomeV1> {
+    let bytes = (any::<u64>(), any::<[u8; 32]>(), any::<u64>(), any::<(i128, i128)>(), any::<(u64, u64)>());
+    prop_oneof![
+        Just(OutcomeV1::Nothing),
+        any::<u64>().prop_map(|inode| OutcomeV1::Made { inode: Inode(inode) }),
+        vec(any::<u32>(), 0..5).prop_map(|directories| OutcomeV1::SharedStorage { directories }),
+        bytes.prop_map(|(inode, root, source_size, times, counts)| OutcomeV1::Transferred {
+            inode: Inode(inode),
+            root: ChunkValue(root),
+            source_size,
+            source_mtime_ns: times.0,
+            mtime_ns: times.1,
+            missing_bytes: counts.0,
+            sent_bytes: counts.1,
+        }),
+        (any::<u64>(), any::<u64>(), any::<i128>(), any::<[u8; 32]>()).prop_map(|(inode, size, mtime_ns, root)| {
+            OutcomeV1::Verified { inode: Inode(inode), size, mtime_ns, root: ChunkValue(root) }
+        }),
+        Just(OutcomeV1::AlreadySo),
+    ]
+}
+
+fn event() -> impl Strategy<Value = EventV1> {
+    let purpose = prop_oneof![Just(AttemptPurpose::Run), Just(AttemptPurpose::Resume), Just(AttemptPurpose::Rollback)];
+    let cause = prop_oneof![
+        Just(ReopenCauseV1::EffectGone),
+        Just(ReopenCauseV1::SourceChanged),
+        Just(ReopenCauseV1::ReadBackDiffers)
+    ];
+    prop_oneof![
+        plan().prop_map(|plan| EventV1::Begun { plan: Box::new(plan) }),
+        (any::<u64>(), purpose, any::<u32>()).prop_map(|(epoch, purpose, pid)| EventV1::AttemptOpened {
+            epoch: Epoch(epoch),
+            purpose,
+            pid,
+        }),
+        step_ref().prop_map(|step| EventV1::Started { step }),
+        (step_ref(), outcome()).prop_map(|(step, outcome)| EventV1::Done { step, outcome }),
+        (step_ref(), failure()).prop_map(|(step, failure)| EventV1::Failed { step, failure }),
+        (step_ref(), cause, text()).prop_map(|(step, cause, why)| EventV1::Reopened { step, cause, why }),
+        failure().prop_map(|failure| EventV1::RollingBack { failure }),
+        step_ref().prop_map(|step| EventV1::Undone { step }),
+        Just(EventV1::Committed),
+        finding().prop_map(|finding| EventV1::Stuck { finding }),
+        text().prop_map(|reason| EventV1::Abandoned { reason }),
+        failure().prop_map(|failure| EventV1::Suspended { failure }),
+        prop_oneof![Just(EndV1::Committed), Just(EndV1::RolledBack)].prop_map(|end| EventV1::Finished { end }),
+        (any::<u32>(), stamp()).prop_map(|(disk, stamp)| EventV1::SourceChanged { disk, stamp }),
+        (step_ref(), failure()).prop_map(|(step, failure)| EventV1::LeftBehind { step, failure }),
+    ]
+}
+
+pub fn record() -> impl Strategy<Value = RecordV1> {
+    (any::<u64>(), any::<u64>(), event()).prop_map(|(at, epoch, event)| RecordV1 {
+        at: UnixMillis(at),
+        epoch: Epoch(epoch),
+        event,
+    })
+}
+
+pub fn owner() -> impl Strategy<Value = OwnerV1> {
+    let direction = prop_oneof![Just(DirectionV1::Forward), Just(DirectionV1::RollingBack)];
+    (any::<[u64; 3]>(), any::<[u8; 16]>(), controller(), any::<u32>(), direction).prop_map(
+        |(numbers, txn, controller, agent_pid, direction)| OwnerV1 {
+            counter: numbers[0],
+            txn: TxnId(txn),
+            epoch: Epoch(numbers[1]),
+            controller,
+            agent_pid,
+            agent_started: numbers[2],
+            direction,
+        },
+    )
+}
