@@ -15,7 +15,7 @@ use journal_format::{
 use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, rewrite};
 use crate::host::Address;
 use crate::plan::placement::NoDirectory;
-use crate::request::Request;
+use crate::request::{ByteRate, Request};
 use crate::survey::{DirectoryFacts, EmulatorFacts, ImageFacts, SourceDisk, Survey};
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.
@@ -108,7 +108,7 @@ fn recorded_request(request: &Request, survey: &Survey) -> RequestV1 {
             start: request.start,
             verify: request.verify,
             preserve_mac: request.preserve_mac,
-            bandwidth_limit_bytes_per_second: request.bandwidth_limit.map(|limit| limit.bytes_per_second()),
+            bandwidth_limit_bytes_per_second: request.bandwidth_limit.map(ByteRate::bytes_per_second),
             preallocate: request.preallocate,
             chunk_size_bytes: request.chunk_size.bytes(),
         },
@@ -151,8 +151,7 @@ fn planned_disk(
     index: usize,
     directory: &DirectoryV1,
 ) -> DiskV1 {
-    let owner = survey.destination.owners.get(&(image.user.clone(), image.group.clone()));
-    let (user, group) = owner.copied().unwrap_or((None, None));
+    let owner = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
     DiskV1 {
         target: disk.target.clone(),
         format: disk.format,
@@ -168,7 +167,7 @@ fn planned_disk(
         final_path: placement::final_path(&survey.new_name, txn, &survey.destination, facts, disk),
         mode: image.stat.mode & 0o777,
         // A name that the destination does not know is root's there, never a stranger's with the same number.
-        owner: (user.unwrap_or(0), group.unwrap_or(0)),
+        owner: (owner.user.unwrap_or(0), owner.group.unwrap_or(0)),
     }
 }
 

@@ -23,6 +23,7 @@ const FRACTION_DIGITS_MAX: usize = 9;
 
 /// One clone, as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // one an option of the command line
 pub struct Request {
     /// Where the source VM is.
     pub source: Address,

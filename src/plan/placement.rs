@@ -7,6 +7,7 @@ use journal_format::{DiskFormat, TxnId};
 
 use crate::domain::DomainName;
 use crate::request::{Request, Target};
+use crate::steps::host_record::parent_of;
 use crate::survey::{DestinationSurvey, DirectoryFacts, PoolSurvey, SourceDisk};
 
 /// The pool that takes a disk whose directory does not exist on the destination.
@@ -48,14 +49,6 @@ pub enum NoDirectory {
     },
 }
 
-/// The directory that a path lies in. `/x` lies in `/`.
-pub fn parent(path: &str) -> &str {
-    match path.rfind('/') {
-        Some(0) | None => "/",
-        Some(at) => &path[..at],
-    }
-}
-
 /// A name in a directory.
 pub fn join(directory: &str, name: &str) -> String {
     if directory == "/" { format!("/{name}") } else { format!("{directory}/{name}") }
@@ -66,7 +59,7 @@ pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], source_pat
     let pool_path = |name: &str| find_pool(pools, name).and_then(|pool| pool.facts.path.clone());
     match &request.target {
         Target::LikeSource => {
-            [Some(parent(source_path).to_owned()), pool_path(DEFAULT_POOL)].into_iter().flatten().collect()
+            [Some(parent_of(source_path).to_owned()), pool_path(DEFAULT_POOL)].into_iter().flatten().collect()
         }
         Target::Pool(name) => pool_path(name).into_iter().collect(),
         Target::Directory(path) => BTreeSet::from([path.clone()]),
@@ -88,7 +81,7 @@ pub fn directory_for<'a>(
             known(path).ok_or_else(|| missing(path))
         }
         Target::LikeSource => {
-            let like_source = parent(&disk.path);
+            let like_source = parent_of(&disk.path);
             known(like_source)
                 .or_else(|| pool_directory(&destination.pools, DEFAULT_POOL).ok().and_then(known))
                 .ok_or_else(|| NoDirectory::LikeSource { directory: like_source.to_owned() })

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{Definition, DomainName};
 use crate::request::Target;
+use crate::steps::host_record::parent_of;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
 
 /// Random bytes that count upwards from a seed: no two calls are alike.
@@ -197,7 +198,7 @@ fn two_names_of_one_directory_are_one_directory() {
 fn an_owner_that_the_destination_does_not_know_is_root_there() {
     let (request, mut survey) = (sample::request(), sample::survey());
     for numbers in survey.destination.owners.values_mut() {
-        *numbers = (None, Some(36));
+        *numbers = crate::survey::OwnerNumbers { user: None, group: Some(36) };
     }
     assert_eq!(plan_of(&request, &survey).unwrap().disks[0].owner, (0, 36));
 }
@@ -213,7 +214,7 @@ fn a_vm_without_disks_has_a_plan() {
 
 /// A VM with disks of these formats, each in one of a few directories.
 fn vm_with(disks: &[(bool, usize)], basename: &str) -> (String, Vec<SourceDisk>) {
-    let mut elements = String::new();
+    let mut elements = Vec::new();
     let mut sources = Vec::new();
     for (index, (qcow2, directory)) in disks.iter().enumerate() {
         let target = format!(
@@ -223,14 +224,14 @@ fn vm_with(disks: &[(bool, usize)], basename: &str) -> (String, Vec<SourceDisk>)
         );
         let path = placement::join([IMAGES, DATA, "/gone"][*directory], basename);
         let (format, name) = if *qcow2 { (DiskFormat::Qcow2, "qcow2") } else { (DiskFormat::Raw, "raw") };
-        elements += &format!(
+        elements.push(format!(
             "<disk type='file' device='disk'><driver name='qemu' type='{name}'/><source file='{path}'/><target dev='{target}' bus='virtio'/></disk>"
-        );
+        ));
         sources.push(sample::disk(index, &target, format, &path, GIB));
     }
     let start = sample::DEFINITION.find("    <disk").unwrap();
     let end = sample::DEFINITION.rfind("</disk>\n").unwrap() + "</disk>\n".len();
-    (format!("{}{elements}{}", &sample::DEFINITION[..start], &sample::DEFINITION[end..]), sources)
+    (format!("{}{}{}", &sample::DEFINITION[..start], elements.concat(), &sample::DEFINITION[end..]), sources)
 }
 
 proptest! {
@@ -272,8 +273,8 @@ proptest! {
         for disk in &plan.disks {
             let directory = &plan.directories[disk.directory as usize];
             prop_assert!(seen.insert(disk.staging_path.clone()) && seen.insert(disk.final_path.clone()), "{disk:?}");
-            prop_assert_eq!(placement::parent(&disk.final_path), &directory.path);
-            prop_assert_eq!(placement::parent(&disk.staging_path), &directory.staging);
+            prop_assert_eq!(parent_of(&disk.final_path), &directory.path);
+            prop_assert_eq!(parent_of(&disk.staging_path), &directory.staging);
             prop_assert_eq!(&directory.staging, &format!("{}/.kvm-clone/{txn}", directory.path));
             prop_assert!(!survey.destination.taken.contains(&disk.final_path), "{} is taken", disk.final_path);
             prop_assert!(disk.final_path.contains(new_name.as_str()));

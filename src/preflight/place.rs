@@ -205,12 +205,12 @@ fn check_filesystem(report: &mut Report, survey: &Survey, directory: &DirectoryF
 
 fn check_owner(report: &mut Report, survey: &Survey, disk: &SourceDisk) {
     let Some(image) = disk.image() else { return };
-    let names = (image.user.clone(), image.group.clone());
-    if let Some((Some(_), Some(_))) = survey.destination.owners.get(&names) {
+    let known = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
+    if known.user.is_some() && known.group.is_some() {
         return;
     }
     let name = |name: &Option<String>, number: u32| name.clone().unwrap_or_else(|| number.to_string());
-    let (user, group) = (name(&image.user, image.stat.uid), name(&image.group, image.stat.gid));
+    let (user, group) = (name(&image.owner.user, image.stat.uid), name(&image.owner.group, image.stat.gid));
     let host = survey.destination.name.as_str();
     report.warn(
         WarningKind::OwnerUnknown,

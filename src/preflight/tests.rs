@@ -51,6 +51,7 @@ fn a_plain_vm_is_not_hindered() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn each_thing_in_the_way_is_named() {
     use BlockerKind as B;
     let table: &[(B, Spoil, &[&str])] = &[
@@ -236,7 +237,7 @@ fn each_thing_to_be_known_is_a_warning_and_hinders_nothing() {
             },
             &["kvm2", "other", "52:54:00:aa:bb:02"],
         ),
-        (W::OwnerUnknown, |_, s| image(s, 1).user = None, &["vdb", "64055:kvm"]),
+        (W::OwnerUnknown, |_, s| image(s, 1).owner.user = None, &["vdb", "64055:kvm"]),
     ];
     for (row, (kind, spoil, words)) in table.iter().enumerate() {
         let report = report_of(*spoil);

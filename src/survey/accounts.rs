@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::world::{Fault, Host};
+use super::OwnerNames;
+use crate::world::{Fault, FileStat, Host};
 
 /// Bytes that are read of either file.
 const ACCOUNT_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -24,14 +25,9 @@ impl Accounts {
         Ok(Self { users: names("/etc/passwd")?, groups: names("/etc/group")? })
     }
 
-    /// A user's name.
-    pub(super) fn user(&self, uid: u32) -> Option<String> {
-        self.users.get(&uid).cloned()
-    }
-
-    /// A group's name.
-    pub(super) fn group(&self, gid: u32) -> Option<String> {
-        self.groups.get(&gid).cloned()
+    /// Who owns a file.
+    pub(super) fn owner(&self, stat: &FileStat) -> OwnerNames {
+        OwnerNames { user: self.users.get(&stat.uid).cloned(), group: self.groups.get(&stat.gid).cloned() }
     }
 }
 

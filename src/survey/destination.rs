@@ -6,16 +6,14 @@ use journal_format::owner::{OWNER_FILE_BYTES, decode_owner_file};
 
 use super::neighbours::neighbours;
 use super::{
-    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, PoolSurvey, SourceSurvey, SurveyError,
-    words_of_refusal,
+    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, OwnerNames, OwnerNumbers, PoolSurvey, SourceDisk,
+    SourceSurvey, SurveyError, words_of_refusal,
 };
 use crate::domain::{Definition, DomainName};
 use crate::plan::placement;
 use crate::request::Request;
-use crate::world::{Fault, Host};
-
-/// Where the host records are, and the claims beside them.
-const HOST_RECORDS: &str = "/var/lib/kvm-clone/host";
+use crate::steps::host_record::{CLAIMS, HOST_ROOT, parent_of};
+use crate::world::{Fault, FaultKind, Host};
 
 pub(super) fn survey(
     host: &dyn Host,
@@ -45,7 +43,7 @@ pub(super) fn survey(
         bridges: bridges(host, request, &source.definition)?,
         pools,
         directories,
-        record: nearest_directory(host, HOST_RECORDS)?,
+        record: nearest_directory(host, HOST_ROOT)?,
         taken,
         leftovers: leftovers(host, new_name)?,
         claim: claim(host, new_name)?,
@@ -83,13 +81,13 @@ fn nearest_directory(host: &dyn Host, path: &str) -> Result<DirectoryFacts, Faul
             None if path == "/" => {
                 let filesystem = host.filesystem("/")?;
                 return Err(Fault {
-                    kind: crate::world::FaultKind::Io,
+                    kind: FaultKind::Io,
                     host: host.name(),
                     operation: "stat /".to_owned(),
                     detail: format!("the root directory (on {}) cannot be found", filesystem.kind),
                 });
             }
-            None => path = placement::parent(path),
+            None => path = parent_of(path),
         }
     }
 }
@@ -127,7 +125,7 @@ fn leftovers(host: &dyn Host, new_name: &DomainName) -> Result<Vec<String>, Faul
 
 /// Who holds the clone's name: the claim is a link to an owner file.
 fn claim(host: &dyn Host, new_name: &DomainName) -> Result<Option<ClaimFacts>, Fault> {
-    let path = format!("{HOST_RECORDS}/names/{new_name}");
+    let path = format!("{CLAIMS}/{new_name}");
     let Some(bytes) = host.read(&path, OWNER_FILE_BYTES as u64)? else { return Ok(None) };
     let owner = decode_owner_file(&bytes).map_err(|error| error.to_string());
     Ok(Some(ClaimFacts { path, owner }))
@@ -156,19 +154,15 @@ fn emulator_path(capabilities: &str) -> Option<String> {
 }
 
 /// Numbers on the destination of the names that own the source's images.
-fn owners(
-    host: &dyn Host,
-    source: &SourceSurvey,
-) -> Result<BTreeMap<(Option<String>, Option<String>), (Option<u32>, Option<u32>)>, Fault> {
-    let mut owners = BTreeMap::new();
-    for image in source.disks.iter().filter_map(super::SourceDisk::image) {
-        let names = (image.user.clone(), image.group.clone());
-        if !owners.contains_key(&names) {
+fn owners(host: &dyn Host, source: &SourceSurvey) -> Result<BTreeMap<OwnerNames, OwnerNumbers>, Fault> {
+    let names: BTreeSet<_> = source.disks.iter().filter_map(SourceDisk::image).map(|image| &image.owner).collect();
+    names
+        .into_iter()
+        .map(|names| {
             // An empty name is nobody's.
-            let (user, group) = (names.0.as_deref().unwrap_or(""), names.1.as_deref().unwrap_or(""));
-            let numbers = host.ids_of(user, group)?;
-            owners.insert(names, numbers);
-        }
-    }
-    Ok(owners)
+            let name = |name: &Option<String>| name.clone().unwrap_or_default();
+            let (user, group) = host.ids_of(&name(&names.user), &name(&names.group))?;
+            Ok((names.clone(), OwnerNumbers { user, group }))
+        })
+        .collect()
 }

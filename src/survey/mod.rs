@@ -90,12 +90,28 @@ pub struct ImageFacts {
     pub path: String,
     /// What `stat` says of it.
     pub stat: FileStat,
-    /// Name of its owner, where the host's own files name it.
-    pub user: Option<String>,
-    /// Name of its group, likewise.
-    pub group: Option<String>,
+    /// Who owns it.
+    pub owner: OwnerNames,
     /// Its first bytes, `HEADER_READ_BYTES` at most.
     pub head: Vec<u8>,
+}
+
+/// User and group by name, where the host's own files name them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnerNames {
+    /// The user.
+    pub user: Option<String>,
+    /// The group.
+    pub group: Option<String>,
+}
+
+/// User and group by number, where the host knows their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnerNumbers {
+    /// The user.
+    pub user: Option<u32>,
+    /// The group.
+    pub group: Option<u32>,
 }
 
 impl SourceDisk {
@@ -147,7 +163,7 @@ pub struct DestinationSurvey {
     /// What the host's QEMU makes of the VM's architecture, machine type and virtualization.
     pub emulator: EmulatorFacts,
     /// Numbers of the owners that the source's images have by name.
-    pub owners: BTreeMap<(Option<String>, Option<String>), (Option<u32>, Option<u32>)>,
+    pub owners: BTreeMap<OwnerNames, OwnerNumbers>,
 }
 
 /// A pool of the destination.

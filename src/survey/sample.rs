@@ -85,12 +85,15 @@ pub(crate) fn qcow2_head() -> Vec<u8> {
     head
 }
 
+fn owner_names() -> OwnerNames {
+    OwnerNames { user: Some("libvirt-qemu".into()), group: Some("kvm".into()) }
+}
+
 pub(crate) fn disk(index: usize, target: &str, format: DiskFormat, path: &str, allocated: u64) -> SourceDisk {
     let head = if format == DiskFormat::Qcow2 { qcow2_head() } else { Vec::new() };
     let mut stat = stat(FileKind::File, 1_000 + index as u64, 10 * GIB);
     stat.allocated = allocated;
-    let image =
-        ImageFacts { path: path.to_owned(), stat, user: Some("libvirt-qemu".into()), group: Some("kvm".into()), head };
+    let image = ImageFacts { path: path.to_owned(), stat, owner: owner_names(), head };
     SourceDisk { index, target: target.into(), format, path: path.into(), image: SourceImage::Readable(image) }
 }
 
@@ -148,7 +151,6 @@ pub(crate) fn survey() -> Survey {
         definition: DEFINITION.into(),
     };
     let itself = Neighbour { brief, macs: definition.macs().collect(), paths: BTreeSet::new() };
-    let names = (Some("libvirt-qemu".to_owned()), Some("kvm".to_owned()));
     Survey {
         source: SourceSurvey {
             name: "kvm1".into(),
@@ -177,7 +179,7 @@ pub(crate) fn survey() -> Survey {
             leftovers: Vec::new(),
             claim: None,
             emulator: EmulatorFacts::Path("/usr/bin/qemu-system-x86_64".into()),
-            owners: BTreeMap::from([(names, (Some(64055), Some(108)))]),
+            owners: BTreeMap::from([(owner_names(), OwnerNumbers { user: Some(64055), group: Some(108) })]),
         },
         new_name: DomainName::new("web01_clone").unwrap(),
     }

@@ -64,5 +64,5 @@ fn look_at_image(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<Opt
         _ => Some(Vec::new()),
     };
     let Some(head) = head else { return Ok(None) };
-    Ok(Some(ImageFacts { user: accounts.user(stat.uid), group: accounts.group(stat.gid), path, stat, head }))
+    Ok(Some(ImageFacts { owner: accounts.owner(&stat), path, stat, head }))
 }
