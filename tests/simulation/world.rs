@@ -711,7 +711,7 @@ impl Host for SimHost {
 
     fn domain_capabilities(&self, arch: &str, machine: &str, virt_type: &str) -> Result<String, Fault> {
         let told = format!(
-            "<domainCapabilities><domain>{virt_type}</domain><machine>{machine}</machine><arch>{arch}</arch></domainCapabilities>"
+            "<domainCapabilities><path>/usr/bin/qemu-system-x86_64</path><domain>{virt_type}</domain><machine>{machine}</machine><arch>{arch}</arch></domainCapabilities>"
         );
         self.operate(&|| "domain capabilities".to_owned(), &Kind::AskLibvirt, move |_, _| Ok(told))
     }
