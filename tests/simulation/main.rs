@@ -12,6 +12,7 @@ mod filesystem;
 mod ground;
 mod libvirt;
 mod machine;
+mod planning;
 mod scene;
 mod seed;
 mod world;

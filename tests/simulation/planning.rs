@@ -1,0 +1,187 @@
+//! Survey, preflight and plan against two whole hosts in memory: nothing is touched, whatever happens meanwhile.
+
+use journal_format::{ControllerId, DomainUuid, PlanV1};
+use kvm_clone::plan::Circumstances;
+use kvm_clone::preflight::{BlockerKind, Prepared, prepare};
+use kvm_clone::request::{Request, VmSelector};
+use kvm_clone::survey::SurveyError;
+use kvm_clone::world::{FaultKind, Side, World};
+
+use crate::content::Content;
+use crate::faults::{Effect, Fault, FaultPlan};
+use crate::scene::{self, IMAGES, SECOND};
+use crate::world::SimWorld;
+
+const GUEST: DomainUuid = DomainUuid([0x11; 16]);
+
+/// A guest `web` with a disk on each filesystem, one of them behind a symlink, and a neighbour on the destination.
+fn world() -> SimWorld {
+    let world = scene::empty_world(7);
+    world.with(|core| {
+        let source = core.machine_mut(Side::Source);
+        for path in [format!("{IMAGES}/web.img"), format!("{SECOND}/real.img")] {
+            let mut content = Content::default();
+            content.set_size(4 << 20);
+            content.write(0, &[7; 8192]);
+            source.files.make_file(&path, 0o640, content).unwrap();
+        }
+        source.files.make_symlink(&format!("{SECOND}/web.img"), &format!("{SECOND}/real.img")).unwrap();
+        let disks = [("vda", "raw", &*format!("{IMAGES}/web.img")), ("vdb", "raw", &*format!("{SECOND}/web.img"))];
+        source.libvirt.define(&mut source.files, &scene::definition("web", GUEST, &disks)).unwrap();
+        let destination = core.machine_mut(Side::Destination);
+        let other = scene::definition("other", DomainUuid([0x22; 16]), &[]);
+        destination.libvirt.define(&mut destination.files, &other).unwrap();
+    });
+    world
+}
+
+fn request() -> Request {
+    Request::new("kvm1".parse().unwrap(), "kvm2".parse().unwrap(), "web".parse().unwrap())
+}
+
+fn run(world: &SimWorld, request: &Request) -> Result<Prepared, SurveyError> {
+    let source = world.connect(Side::Source)?;
+    let destination = world.connect(Side::Destination)?;
+    let controller = ControllerId { machine_id: "c".repeat(32), state_dir: "/var/lib/kvm-clone".into() };
+    let mut random = || world.random();
+    let mut circumstances = Circumstances { controller: &controller, now: world.now(), random: &mut random };
+    prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances)
+}
+
+fn planned(world: &SimWorld, request: &Request) -> PlanV1 {
+    let prepared = run(world, request).unwrap();
+    prepared.plan.unwrap_or_else(|| panic!("{:#?}", prepared.report.blockers))
+}
+
+/// All paths of both hosts with what they are.
+fn everything(world: &SimWorld) -> Vec<String> {
+    world.with(|core| {
+        let sides = [Side::Source, Side::Destination];
+        let lines = sides.into_iter().flat_map(|side| {
+            let files = &core.machine(side).files;
+            let paths = files.walk().into_keys();
+            paths.map(|path| format!("{side} {path} {:?}", files.stat(&path))).collect::<Vec<_>>()
+        });
+        lines.collect()
+    })
+}
+
+fn put(world: &SimWorld, path: &str) {
+    world.with(|core| {
+        let files = &mut core.machine_mut(Side::Destination).files;
+        for (end, _) in path.match_indices('/').skip(1) {
+            if files.stat(&path[..end]).is_none() {
+                files.make_dir(&path[..end], 0o755).unwrap();
+            }
+        }
+        files.make_file(path, 0o600, Content::default()).unwrap();
+    });
+}
+
+#[test]
+fn a_guest_is_planned_and_nothing_is_touched() {
+    let world = world();
+    let before = everything(&world);
+    let plan = planned(&world, &request());
+    assert_eq!(everything(&world), before);
+    let paths: Vec<_> = plan.disks.iter().map(|disk| (disk.source_path.as_str(), disk.final_path.as_str())).collect();
+    assert_eq!(
+        paths,
+        [
+            ("/var/lib/libvirt/images/web.img", "/var/lib/libvirt/images/web_clone-vda.img"),
+            ("/srv/vm/real.img", "/srv/vm/web_clone-vdb.img"),
+        ]
+    );
+    assert_eq!(plan.pools, ["default"]);
+    assert_eq!(plan.request.vm_uuid, GUEST);
+    assert!(plan.definition.contains("<emulator>/usr/bin/qemu-system-x86_64</emulator>"), "{}", plan.definition);
+}
+
+#[test]
+fn a_guest_is_found_by_its_uuid() {
+    let mut request = request();
+    request.vm = VmSelector::Uuid(GUEST);
+    assert_eq!(planned(&world(), &request).request.new_name, "web_clone");
+}
+
+#[test]
+fn an_unknown_guest_is_said_with_those_that_there_are() {
+    let mut request = request();
+    request.vm = "wbe".parse().unwrap();
+    let error = run(&world(), &request).unwrap_err();
+    assert!(matches!(error, SurveyError::NoSuchVm { .. }));
+    assert!(error.to_string().contains("there is no VM wbe. It has: web."), "{error}");
+}
+
+#[test]
+fn what_stands_in_the_way_on_the_destination_is_found() {
+    let world = world();
+    put(&world, "/var/lib/libvirt/qemu/nvram/web_clone_VARS.fd");
+    put(&world, "/var/lib/kvm-clone/host/names/web_clone");
+    put(&world, "/var/lib/libvirt/images/web_clone-vda.img");
+    let busy = DomainUuid([0x33; 16]);
+    world.with(|core| {
+        let source = core.machine_mut(Side::Source);
+        let disks = [("vda", "raw", &*format!("{IMAGES}/web.img"))];
+        source.libvirt.define(&mut source.files, &scene::definition("busy", busy, &disks)).unwrap();
+        source.start(busy).unwrap();
+    });
+    let before = everything(&world);
+    let mut request = request();
+    request.vm = VmSelector::Uuid(busy);
+    request.new_name = Some("web_clone".parse().unwrap());
+    let prepared = run(&world, &request).unwrap();
+    assert_eq!(everything(&world), before);
+    let kinds: Vec<_> = prepared.report.blockers.iter().map(|blocker| blocker.kind).collect();
+    assert_eq!(kinds, [BlockerKind::Running, BlockerKind::NameHeld, BlockerKind::Leftover]);
+    assert!(prepared.plan.is_none());
+    assert!(prepared.survey.destination.taken.contains("/var/lib/libvirt/images/web_clone-vda.img"));
+}
+
+#[test]
+fn a_clone_on_the_sources_own_host_gets_paths_of_its_own() {
+    let world = world();
+    let plan = planned(&world, &request());
+    for disk in &plan.disks {
+        put(&world, &disk.final_path);
+    }
+    let again = planned(&world, &request());
+    for (first, second) in plan.disks.iter().zip(&again.disks) {
+        assert_ne!(first.final_path, second.final_path);
+        assert!(second.final_path.contains(&again.txn.short()), "{}", second.final_path);
+    }
+}
+
+/// An unreachable host at each question in turn: the error names the host, and nothing was touched.
+#[test]
+fn a_host_that_is_lost_at_any_question_leaves_no_trace() {
+    let clean = world();
+    run(&clean, &request()).unwrap();
+    let questions = clean.operations();
+    assert!(questions > 20, "{questions}");
+    let (mut refused, mut lost) = (0, 0);
+    for operation in 0..questions {
+        for fault in [Fault::AgentDies, Fault::Fails(FaultKind::Denied), Fault::Fails(FaultKind::Refused)] {
+            let world = world();
+            let before = everything(&world);
+            let unlucky = world.another_life(FaultPlan::at(operation, fault.clone(), Effect::Never));
+            let outcome = run(&unlucky, &request());
+            assert!(unlucky.is_spent(), "operation {operation} was not reached");
+            assert_eq!(everything(&world), before, "operation {operation}, {fault:?}");
+            match outcome {
+                Err(SurveyError::Host(fault)) => {
+                    assert!(fault.host == "source" || fault.host == "destination", "{fault}");
+                    lost += 1;
+                }
+                Err(other) => panic!("operation {operation}, {fault:?}: {other}"),
+                // A definite answer about a disk or an emulator is a problem like any other.
+                Ok(prepared) => {
+                    assert!(!matches!(fault, Fault::AgentDies), "operation {operation}");
+                    assert!(prepared.plan.is_none(), "operation {operation}, {fault:?}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(lost >= questions && refused > 0, "{lost} {refused}");
+}
