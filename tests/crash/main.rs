@@ -1,0 +1,230 @@
+//! The crash matrix against real hosts: at every journal boundary of a clone with two disks the real program dies by
+//! SIGKILL, and is then resumed or rolled back; a part of the cells dies a second time on the way. Everything is judged
+//! from outside.
+//!
+//! The boundaries are those of a clean run's journal, before and after each event: the one after `Started` and the one
+//! before `Done` have the effect between them.
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use journal_format::{EventV1, RecordV1};
+use kvm_clone::journal::{self, StateDir};
+use lab::{Controller, Disk, Lab, Outside, Vm};
+
+/// Labs that work side by side.
+const LABS: usize = 3;
+const SOURCE: &str = "web";
+const CLONE: &str = "web_clone";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    Before,
+    After,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Resume,
+    Rollback,
+}
+
+/// One crash and the way on from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Cell {
+    sequence: u64,
+    side: Side,
+    way: Way,
+    /// A second crash, this many boundaries further on.
+    again: Option<u64>,
+}
+
+impl Cell {
+    fn name(self, clean: &[RecordV1]) -> String {
+        let event = format!("{:?}", clean[usize::try_from(self.sequence).unwrap()].event);
+        let event: String = event.chars().take(60).collect();
+        let again = self.again.map_or(String::new(), |further| format!(", and again {further} further on"));
+        format!("{:?} {} ({event}), then {:?}{again}", self.side, self.sequence, self.way)
+    }
+
+    /// Records that are durable when the program has died there.
+    fn records(self) -> u64 {
+        self.sequence + u64::from(self.side == Side::After)
+    }
+
+    fn crash_at(self) -> String {
+        format!("{}:{}", if self.side == Side::Before { "before" } else { "after" }, self.sequence)
+    }
+}
+
+/// Hosts with the source VM on host a, and what they look like.
+struct Ground {
+    lab: Lab,
+    vm: Vm,
+    before: (Outside, Outside),
+}
+
+impl Ground {
+    fn new() -> Self {
+        let lab = Lab::up();
+        let vm = Vm::new(SOURCE).disk(Disk::raw(3 << 20)).disk(Disk::qcow2(2 << 20).seed(7));
+        lab.a().define(&vm);
+        let before = lab.outside();
+        Self { lab, vm, before }
+    }
+
+    fn run_until(&self, crash_at: Option<&str>) -> (Controller, lab::Finished) {
+        let controller = self.lab.controller();
+        let crashing = crash_at.map_or(controller.clone(), |at| controller.clone().env("KVM_CLONE_CRASH_AT", at));
+        let finished = crashing.run(["run", "a", "b", SOURCE, "--chunk-size", "64K"]);
+        (controller, finished)
+    }
+
+    fn assert_untouched(&self, when: &str) {
+        let (a, b) = self.lab.outside();
+        self.before.0.assert_same(&a, when);
+        self.before.1.assert_same(&b, when);
+    }
+
+    /// One clone, defined once and shut off, with the source's disks; nothing else changed; then it goes again.
+    fn assert_cloned_and_clear(&self, when: &str) {
+        let (a, b) = self.lab.outside();
+        self.before.0.assert_same(&a, when);
+        assert_eq!(b.domains.keys().collect::<Vec<_>>(), [CLONE], "{when}");
+        assert_eq!(self.lab.b().state(CLONE).as_deref(), Some("shut off"), "{when}");
+        let images = images(&self.lab.b().virsh(["domblklist", CLONE, "--details"]));
+        assert_eq!(images.len(), self.vm.disks().len(), "{when}");
+        for (disk, image) in self.vm.disks().iter().zip(&images) {
+            assert_eq!(self.lab.a().blake3(disk.path()), self.lab.b().blake3(image), "{when}: {image}");
+        }
+        let definition = format!("/etc/libvirt/qemu/{CLONE}.xml");
+        let expected: BTreeSet<&str> = images.iter().map(String::as_str).chain([definition.as_str()]).collect();
+        for line in self.before.1.changes(&b) {
+            let path = line.strip_prefix("+ file ").and_then(|rest| rest.split(':').next());
+            let allowed = line.contains(&format!("domain {CLONE}"))
+                || line.contains(" pool ")
+                || path.is_some_and(|path| expected.contains(path));
+            assert!(allowed, "{when}: left on host b: {line}");
+        }
+        self.lab.b().virsh(["undefine", CLONE]);
+        for image in &images {
+            std::fs::remove_file(self.lab.b().path(image)).unwrap();
+        }
+        self.lab.b().virsh(["pool-refresh", "default"]);
+        self.assert_untouched(&format!("{when}, the clone taken away"));
+    }
+}
+
+fn images(details: &str) -> Vec<String> {
+    let sources = details.lines().filter_map(|line| line.split_whitespace().nth(3));
+    sources.filter(|path| path.starts_with('/')).map(str::to_owned).collect()
+}
+
+fn records(controller: &Controller) -> Vec<RecordV1> {
+    let Ok(state) = StateDir::at(&controller.state_dir()) else { return Vec::new() };
+    let transactions = state.transactions().unwrap_or_default();
+    let read = transactions.first().map(|txn| journal::read(&state, *txn));
+    read.map_or_else(Vec::new, |read| read.map_or_else(|_| Vec::new(), |snapshot| snapshot.records))
+}
+
+/// The commit mark is set just before this event.
+fn committed(clean: &[RecordV1]) -> u64 {
+    clean.iter().position(|record| record.event == EventV1::Committed).expect("a clean run commits") as u64
+}
+
+fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
+    let name = cell.name(clean);
+    let (controller, finished) = ground.run_until(Some(&cell.crash_at()));
+    assert_eq!(finished.signal(), Some(9), "{name}: the program was to die there: {finished:?}");
+    assert_eq!(records(&controller).len() as u64, cell.records(), "{name}: died elsewhere");
+    if cell.records() == 0 {
+        return ground.assert_untouched(&name);
+    }
+    let txn = controller.only_txn();
+    let marked = (cell.sequence, cell.side) >= (committed(clean), Side::Before);
+    match cell.way {
+        Way::Resume => {
+            crash_again(&controller, "resume", cell, &txn);
+            controller.run(["resume", &txn]).expect(0);
+            assert_eq!(controller.status(&txn), "committed", "{name}");
+        }
+        Way::Rollback if marked => {
+            let crashed = ground.lab.outside();
+            controller.run(["rollback", &txn]).expect(5);
+            let (a, b) = ground.lab.outside();
+            crashed.0.assert_same(&a, &format!("{name}: refused"));
+            crashed.1.assert_same(&b, &format!("{name}: refused"));
+            controller.run(["resume", &txn]).expect(0);
+        }
+        Way::Rollback => {
+            crash_again(&controller, "rollback", cell, &txn);
+            controller.run(["rollback", &txn]).expect(0);
+            assert_eq!(controller.status(&txn), "rolled_back", "{name}");
+            return ground.assert_untouched(&name);
+        }
+    }
+    ground.assert_cloned_and_clear(&name);
+    controller.run(["rollback", &txn]).expect(5);
+}
+
+/// Dies once more on the way, unless the way ends before.
+fn crash_again(controller: &Controller, command: &str, cell: Cell, txn: &str) {
+    if let Some(further) = cell.again {
+        let at = format!("after:{}", cell.records() + further);
+        let finished = controller.clone().env("KVM_CLONE_CRASH_AT", &at).run([command, txn]);
+        assert!(finished.signal() == Some(9) || finished.code() == Some(0), "{cell:?}: {finished:?}");
+    }
+}
+
+#[test]
+fn at_every_journal_boundary_resume_completes_and_rollback_restores() {
+    let began = Instant::now();
+    let first = Ground::new();
+    let (controller, finished) = first.run_until(None);
+    finished.expect(0);
+    let clean = records(&controller);
+    first.assert_cloned_and_clear("a clean run");
+
+    let mut cells = Vec::new();
+    for sequence in 0..clean.len() as u64 {
+        for side in [Side::Before, Side::After] {
+            for way in [Way::Resume, Way::Rollback] {
+                // Every third cell dies twice, at another distance each time.
+                let number = cells.len() as u64;
+                let again = number.is_multiple_of(3).then_some(number / 3 % 7);
+                cells.push(Cell { sequence, side, way, again });
+            }
+        }
+    }
+    let expected: BTreeSet<_> = cells.iter().map(|cell| (cell.sequence, cell.side, cell.way)).collect();
+    let queue = Mutex::new(cells.into_iter());
+    let visited = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        let (queue, visited, clean) = (&queue, &visited, &clean);
+        let work = move |ground: &Ground| {
+            loop {
+                let next = queue.lock().unwrap().next();
+                let Some(cell) = next else { return };
+                check(ground, cell, clean);
+                visited.lock().unwrap().insert((cell.sequence, cell.side, cell.way), cell.again.is_some());
+            }
+        };
+        for _ in 1..LABS {
+            scope.spawn(move || work(&Ground::new()));
+        }
+        work(&first);
+    });
+    let visited = visited.into_inner().unwrap();
+    assert_eq!(visited.keys().copied().collect::<BTreeSet<_>>(), expected, "every boundary is visited both ways");
+    println!(
+        "crash matrix: {} events, {} cells, {} of them with a second crash, {:.0} s",
+        clean.len(),
+        visited.len(),
+        visited.values().filter(|again| **again).count(),
+        began.elapsed().as_secs_f64()
+    );
+}
