@@ -1,7 +1,7 @@
 //! Places where a test kills the program, so that every boundary of a journal can be crossed by a real crash.
 //! Without the feature `crash-points` nothing of it is in the program.
 //!
-//! `KVM_CLONE_CRASH_AT` is `before:<seq>` or `after:<seq>` (the append of that record), or `before-ledger:<n>` or
+//! `KVM_CLONE_CRASH_AT` (SIGKILL) or `KVM_CLONE_STOP_AT` (SIGSTOP) is `before:<seq>` or `after:<seq>` (the append of that record), or `before-ledger:<n>` or
 //! `after-ledger:<n>` (the n-th ledger write of this process, from 0).
 
 /// A boundary that has been reached.
@@ -28,7 +28,8 @@ mod chosen {
 
     use nix::sys::signal::{Signal, raise};
 
-    const VARIABLE: &str = "KVM_CLONE_CRASH_AT";
+    const SIGNALS: [(&str, Signal); 2] =
+        [("KVM_CLONE_CRASH_AT", Signal::SIGKILL), ("KVM_CLONE_STOP_AT", Signal::SIGSTOP)];
 
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Boundary {
@@ -38,7 +39,7 @@ mod chosen {
         AfterLedger(u64),
     }
 
-    static CHOSEN: OnceLock<Option<Boundary>> = OnceLock::new();
+    static CHOSEN: OnceLock<Option<(Boundary, Signal)>> = OnceLock::new();
     static LEDGER_WRITES: AtomicU64 = AtomicU64::new(0);
 
     pub(in crate::journal) fn before_append(sequence: u64) {
@@ -58,14 +59,17 @@ mod chosen {
     }
 
     fn reached(boundary: Boundary) {
-        if *CHOSEN.get_or_init(chosen) == Some(boundary) {
-            let _ = raise(Signal::SIGKILL);
+        if let Some((chosen, signal)) = *CHOSEN.get_or_init(chosen)
+            && chosen == boundary
+        {
+            let _ = raise(signal);
         }
     }
 
     /// A value that means nothing ends the program at once: a test that crashes nowhere would pass for nothing.
-    fn chosen() -> Option<Boundary> {
-        let text = std::env::var(VARIABLE).ok()?;
+    fn chosen() -> Option<(Boundary, Signal)> {
+        let (variable, text, signal) =
+            SIGNALS.iter().find_map(|(variable, signal)| Some((*variable, std::env::var(variable).ok()?, *signal)))?;
         let parsed = text.split_once(':').and_then(|(kind, number)| {
             let number = number.parse().ok()?;
             match kind {
@@ -76,7 +80,7 @@ mod chosen {
                 _ => None,
             }
         });
-        assert!(parsed.is_some(), "{VARIABLE}={text}: expected before:N, after:N, before-ledger:N or after-ledger:N");
-        parsed
+        assert!(parsed.is_some(), "{variable}={text}: expected before:N, after:N, before-ledger:N or after-ledger:N");
+        parsed.map(|boundary| (boundary, signal))
     }
 }
