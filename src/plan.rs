@@ -165,9 +165,17 @@ fn planned_disk(
         directory: number(index),
         staging_path: format!("{}/{}.{}", directory.staging, disk.target, placement::extension(disk.format)),
         final_path: placement::final_path(&survey.new_name, txn, &survey.destination, facts, disk),
-        mode: image.stat.mode & 0o777,
+        mode: final_mode(image.stat.mode),
         // A name that the destination does not know is root's there, never a stranger's with the same number.
         owner: (owner.user.unwrap_or(0), owner.group.unwrap_or(0)),
+    }
+}
+
+/// The source image's permission bits. None at all is what an unfinished image has, and is never a finished one's.
+fn final_mode(mode: u32) -> u32 {
+    match mode & 0o777 {
+        0 => 0o600,
+        kept => kept,
     }
 }
 

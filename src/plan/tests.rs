@@ -8,6 +8,7 @@ use super::*;
 use crate::domain::{Definition, DomainName};
 use crate::request::Target;
 use crate::steps::host_record::parent_of;
+use crate::survey::EmulatorFacts;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
 
 /// Random bytes that count upwards from a seed: no two calls are alike.
@@ -104,11 +105,12 @@ fn the_definition_is_the_clones_and_otherwise_the_sources() {
     let (mut request, mut survey) = (sample::request(), sample::survey());
     request.network_map = vec!["default=lab".parse().unwrap(), "br0=br7".parse().unwrap()];
     survey.destination.directories.remove(DATA);
+    survey.destination.emulator = EmulatorFacts::Path("/usr/libexec/qemu-kvm".into());
     let plan = plan_of(&request, &survey).unwrap();
     let mut expected = sample::DEFINITION
         .replace("web01<", "web01_clone<")
         .replace("11111111-2222-4333-8444-555555555555", &plan.clone_uuid.to_string())
-        .replace("/usr/libexec/qemu-kvm", "/usr/bin/qemu-system-x86_64")
+        .replace("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm")
         .replace("/var/lib/libvirt/images/disk.img", "/var/lib/libvirt/images/web01_clone-vda.qcow2")
         .replace("/srv/data/disk.img", "/var/lib/libvirt/images/web01_clone-vdb.img")
         .replace("network='default'", "network='lab'")
@@ -201,6 +203,18 @@ fn an_owner_that_the_destination_does_not_know_is_root_there() {
         *numbers = crate::survey::OwnerNumbers { user: None, group: Some(36) };
     }
     assert_eq!(plan_of(&request, &survey).unwrap().disks[0].owner, (0, 36));
+}
+
+#[test]
+fn an_image_that_nobody_may_touch_becomes_its_owners() {
+    let (request, mut survey) = (sample::request(), sample::survey());
+    for (disk, mode) in survey.source.disks.iter_mut().zip([0o100_000, 0o100_444]) {
+        if let crate::survey::SourceImage::Readable(image) = &mut disk.image {
+            image.stat.mode = mode;
+        }
+    }
+    let plan = plan_of(&request, &survey).unwrap();
+    assert_eq!((plan.disks[0].mode, plan.disks[1].mode), (0o600, 0o444));
 }
 
 #[test]

@@ -97,20 +97,29 @@ fn check_mappings(report: &mut Report, request: &Request, survey: &Survey) {
 
 fn check_emulator(report: &mut Report, survey: &Survey) {
     let host = survey.destination.name.as_str();
-    if let EmulatorFacts::Refused(words) = &survey.destination.emulator {
-        let definition = &survey.source.definition;
-        let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "default".to_owned());
-        report.block(
-            BlockerKind::Emulator,
+    let definition = &survey.source.definition;
+    match (&survey.destination.emulator, &definition.emulator) {
+        (EmulatorFacts::Refused(words), _) => {
+            let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "default".to_owned());
+            report.block(
+                BlockerKind::Emulator,
+                host,
+                format!(
+                    "{host}: there is no emulator for architecture {}, machine type {} and virtualization {}: {words}.",
+                    part(&definition.os.arch),
+                    part(&definition.os.machine),
+                    definition.virt_type
+                ),
+                "Install or update QEMU there; for kvm, see that /dev/kvm exists.",
+            );
+        }
+        (EmulatorFacts::Path(theirs), Some(ours)) if theirs != ours => report.warn(
+            WarningKind::EmulatorPath,
             host,
-            format!(
-                "{host}: there is no emulator for architecture {}, machine type {} and virtualization {}: {words}.",
-                part(&definition.os.arch),
-                part(&definition.os.machine),
-                definition.virt_type
-            ),
-            "Install or update QEMU there; for kvm, see that /dev/kvm exists.",
-        );
+            format!("{host}: the clone's emulator will be {theirs}; the source's is {ours}."),
+            "",
+        ),
+        (EmulatorFacts::Path(_), _) => {}
     }
 }
 

@@ -70,8 +70,6 @@ pub enum BlockerKind {
     DiskUnreadable,
     /// What is at a disk's path is no file.
     DiskKind,
-    /// A disk's target name is none that a file could be named after.
-    DiskTarget,
     /// A qcow2 disk has a header that is none.
     DiskHeader,
     /// A domain of the clone's name exists.
@@ -139,6 +137,8 @@ pub enum WarningKind {
     OlderHypervisor,
     /// Another VM has the same MAC address.
     MacShared,
+    /// The emulator has another path on the destination.
+    EmulatorPath,
     /// A disk's owner does not exist on the destination.
     OwnerUnknown,
 }

@@ -71,8 +71,6 @@ fn each_thing_in_the_way_is_named() {
             &["vdb", "Permission denied"],
         ),
         (B::DiskKind, |_, s| image(s, 1).stat.kind = FileKind::BlockDevice, &["vdb", "not a regular file"]),
-        (B::DiskTarget, |_, s| s.source.disks[0].target = "../x".into(), &["../x"]),
-        (B::DiskTarget, |_, s| s.source.disks[0].target = "vdb".into(), &["vdb", "two disks"]),
         (B::DiskHeader, |_, s| image(s, 0).head = vec![0; 65_536], &["vda", "qcow2"]),
         (B::DiskHeader, |_, s| image(s, 0).head.truncate(50), &["vda", "ends at 50 bytes"]),
         (
@@ -236,6 +234,11 @@ fn each_thing_to_be_known_is_a_warning_and_hinders_nothing() {
                 s.destination.neighbours[0].macs.insert("52:54:00:aa:bb:02".into());
             },
             &["kvm2", "other", "52:54:00:aa:bb:02"],
+        ),
+        (
+            W::EmulatorPath,
+            |_, s| s.destination.emulator = EmulatorFacts::Path("/usr/bin/qemu-kvm".into()),
+            &["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-kvm"],
         ),
         (W::OwnerUnknown, |_, s| image(s, 1).owner.user = None, &["vdb", "64055:kvm"]),
     ];

@@ -1,7 +1,5 @@
 //! Can this VM be cloned, as it is now? Its state, what belongs to it, and its disks.
 
-use std::collections::BTreeSet;
-
 use journal_format::DiskFormat;
 
 use super::{BlockerKind, Report, WarningKind};
@@ -9,9 +7,6 @@ use crate::domain::qcow2::Header;
 use crate::domain::{Carriage, uncarried, uncarried_image};
 use crate::survey::{ImageFacts, SourceDisk, SourceImage, Survey};
 use crate::world::{DomainState, FileKind};
-
-/// Bytes of a disk's target name: what `DomainName` leaves room for.
-const TARGET_BYTES_MAX: usize = 16;
 
 pub(super) fn check(report: &mut Report, survey: &Survey) {
     check_state(report, survey);
@@ -22,27 +17,8 @@ pub(super) fn check(report: &mut Report, survey: &Survey) {
             report.block(BlockerKind::Definition, &survey.source.name, message, "");
         }
     }
-    check_targets(report, survey);
     for disk in &survey.source.disks {
         check_disk(report, survey, disk);
-    }
-}
-
-/// Files are named after targets: each must be a plain word, and there only once.
-fn check_targets(report: &mut Report, survey: &Survey) {
-    let host = survey.source.name.as_str();
-    let mut seen = BTreeSet::new();
-    for SourceDisk { target, .. } in &survey.source.disks {
-        let plain = (1..=TARGET_BYTES_MAX).contains(&target.len())
-            && target.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if !plain || !seen.insert(target) {
-            report.block(
-                BlockerKind::DiskTarget,
-                host,
-                format!("{host}: disk {target:?}: this target name is not a plain word, or two disks have it."),
-                "Correct the target's `dev` in the definition.",
-            );
-        }
     }
 }
 
@@ -103,10 +79,10 @@ fn take(report: &mut Report, survey: &Survey, carriage: Carriage) {
     let message =
         |found: &crate::domain::Uncarried| format!("{host}: VM {vm}, {}: {}: {}.", found.where_, found.what, found.why);
     for found in carriage.blockers {
-        report.block(BlockerKind::Uncarried, host, message(&found), found.advice);
+        report.block(BlockerKind::Uncarried, host, message(&found), format!("{}.", found.advice));
     }
     for found in carriage.warnings {
-        report.warn(WarningKind::Carriage, host, message(&found), found.advice);
+        report.warn(WarningKind::Carriage, host, message(&found), format!("{}.", found.advice));
     }
 }
 

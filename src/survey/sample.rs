@@ -24,7 +24,7 @@ pub(crate) const DEFINITION: &str = "<domain type='kvm'>
   </os>
   <on_poweroff>destroy</on_poweroff>
   <devices>
-    <emulator>/usr/libexec/qemu-kvm</emulator>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
       <source file='/var/lib/libvirt/images/disk.img'/>
