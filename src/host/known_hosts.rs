@@ -83,6 +83,21 @@ pub(super) fn name_in_file(host: &str, port: u16) -> String {
     if port == 22 { host } else { format!("[{host}]:{port}") }
 }
 
+/// Writes a host's key down, at the end of a file that need not be there.
+pub(super) fn add(file: Option<&PathBuf>, name: &str, key: &PublicKey) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let file = file.ok_or_else(|| std::io::Error::other("no file of known hosts is configured"))?;
+    if let Some(parent) = file.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let text = key.to_openssh().map_err(std::io::Error::other)?;
+    let unfinished = read_file(file)?.is_some_and(|text| !text.is_empty() && !text.ends_with('\n'));
+    let line = format!("{}{name} {text}\n", if unfinished { "\n" } else { "" });
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(file)?;
+    file.write_all(line.as_bytes())
+}
+
 impl KnownHost {
     /// What the files say of this key. Any line that has it makes it known, unless one revokes it.
     pub(super) fn judge(&self, offered: &KeyData) -> Verdict {

@@ -13,6 +13,8 @@ use super::pattern;
 const INCLUDE_DEPTH_MAX: usize = 16;
 /// Bytes of one configuration file, at most.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+/// Key files that are tried where nobody names one, in `~/.ssh`.
+const DEFAULT_KEY_FILES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
 /// The port where nobody names one.
 const SSH_PORT: u16 = 22;
 
@@ -35,6 +37,8 @@ pub struct SshSettings {
     pub agent_socket: Option<PathBuf>,
     /// Files of known host keys; the first one is where a person would add a key.
     pub known_hosts_files: Vec<PathBuf>,
+    /// Private key files that are tried where none was named.
+    pub default_identity_files: Vec<PathBuf>,
 }
 
 /// Where the configuration, and what it names, is found.
@@ -136,6 +140,7 @@ pub fn look_up(target: &SshTarget, surroundings: &SshSurroundings) -> Result<Ssh
         user,
         agent_socket,
         known_hosts_files,
+        default_identity_files: DEFAULT_KEY_FILES.map(|name| surroundings.home.join(".ssh").join(name)).into(),
     })
 }
 

@@ -1,0 +1,178 @@
+//! The relay of one libvirt connection: a private Unix socket here, a stream of the agent, libvirt's own socket there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kvm_clone_agent::protocol::{Message, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::host::client::{Client, Event, Stream};
+use crate::world::{Fault, FaultKind};
+
+/// How long the agent may take to reach libvirt's socket.
+const OPEN_SECONDS_MAX: u64 = 10;
+/// How long libvirt's library may take to connect to our socket.
+const ACCEPT_SECONDS_MAX: u64 = 10;
+/// Bytes of a Unix socket's path, at most (`sun_path`, with its zero).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A relay for one connection. Dropped, it is cut.
+pub(super) struct Relay {
+    open: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+    directory: PrivateDirectory,
+}
+
+impl Relay {
+    /// Connects the agent to libvirt and listens for one connection. `LibvirtDown` when nobody is there.
+    pub(super) async fn open(client: &Client, operation: &str) -> Result<Self, Fault> {
+        let mut stream = client.open(&Request::OpenRelay, operation, RELAY_CREDIT_BYTES)?;
+        match timeout(Duration::from_secs(OPEN_SECONDS_MAX), stream.next()).await {
+            Ok(Ok(Event::Message(Message::Opened))) => {}
+            Ok(Ok(Event::Message(Message::Ended(Err(failure))))) => return Err(stream.fault(&failure)),
+            Ok(Ok(_)) => return Err(stream.nonsense("a relay that does not open")),
+            Ok(Err(fault)) => return Err(fault),
+            Err(_) => {
+                let detail = format!("libvirt's socket took no connection within {OPEN_SECONDS_MAX} s");
+                return Err(stream.broken(FaultKind::LibvirtDown, detail));
+            }
+        }
+        let here = |error: std::io::Error| {
+            stream.broken(FaultKind::Io, format!("no private socket can be made on this machine: {error}"))
+        };
+        let directory = PrivateDirectory::make().map_err(here)?;
+        let listener = UnixListener::bind(directory.socket()).map_err(here)?;
+        let open = Arc::new(AtomicBool::new(true));
+        let flag = Arc::clone(&open);
+        let task = tokio::spawn(async move {
+            carry(listener, stream).await;
+            flag.store(false, Ordering::SeqCst);
+        });
+        Ok(Self { open, task, directory })
+    }
+
+    /// Has neither end closed it?
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// What libvirt's library is to connect to.
+    pub(super) fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", escape(&self.directory.socket()))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Takes one connection and carries bytes both ways until either end closes.
+async fn carry(listener: UnixListener, stream: Stream) {
+    let Ok(Ok((socket, _))) = timeout(Duration::from_secs(ACCEPT_SECONDS_MAX), listener.accept()).await else {
+        return;
+    };
+    drop(listener);
+    let (mut from_here, mut to_here) = UnixStream::into_split(socket);
+    let sender = stream.sender();
+    let outwards = async move {
+        let mut buffer = vec![0; RELAY_BYTES_MAX];
+        while let Ok(count @ 1..) = from_here.read(&mut buffer).await {
+            let bytes = u32::try_from(count).unwrap_or(u32::MAX);
+            if sender.spend(bytes).await.is_err() || sender.bytes(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+    };
+    let inwards = async move {
+        let mut stream = stream;
+        while let Ok(Event::Bytes(bytes)) = stream.next().await {
+            if to_here.write_all(&bytes).await.is_err() {
+                break;
+            }
+            stream.grant(bytes.len() as u64);
+        }
+    };
+    tokio::select! {
+        () = outwards => {}
+        () = inwards => {}
+    }
+}
+
+/// A directory that nobody else may enter; it goes with its holder.
+struct PrivateDirectory {
+    path: PathBuf,
+}
+
+impl PrivateDirectory {
+    fn make() -> std::io::Result<Self> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let places = runtime.into_iter().chain([PathBuf::from("/run"), std::env::temp_dir()]);
+        let mut last = std::io::Error::other("no directory for it");
+        for place in places {
+            let template = place.join("kvm-clone.XXXXXX");
+            if template.as_os_str().len() + "/libvirt".len() > SOCKET_PATH_BYTES_MAX {
+                continue;
+            }
+            // `mkdtemp` makes it with mode 0700.
+            match nix::unistd::mkdtemp(&template) {
+                Ok(path) => return Ok(Self { path }),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path.join("libvirt")
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        // What cannot be removed is an empty name in a directory for such.
+        drop(std::fs::remove_file(self.socket()));
+        drop(std::fs::remove_dir(&self.path));
+    }
+}
+
+/// A path as the value of a URI's query.
+fn escape(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    path.as_os_str().as_bytes().iter().fold(String::new(), |mut out, byte| {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => out.push(char::from(*byte)),
+            // Writing to a string cannot fail.
+            _ => drop(write!(out, "%{byte:02X}")),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_directory_is_private_and_goes_away() {
+        let directory = PrivateDirectory::make().unwrap();
+        let path = directory.path.clone();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        drop(directory);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn odd_paths_are_escaped() {
+        assert_eq!(escape(Path::new("/run/a b&c/libvirt")), "/run/a%20b%26c/libvirt");
+    }
+}

@@ -1,0 +1,371 @@
+//! One real host: each operation is a request to its agent or a call of its libvirt, waited for on the engine's thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use journal_format::{DomainUuid, Inode};
+use kvm_clone_agent::protocol::{self as wire, Reply, Request};
+
+use super::client::Client;
+use super::connect::Connector;
+use super::copy;
+use super::libvirt::Libvirt;
+use crate::world::{
+    ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, HashJob, Host,
+    HostFacts, NetworkFacts, OwnerLock, PoolFacts, ProcessId,
+};
+
+/// How long the agent may take for what touches little: it may wait for a busy disk.
+const QUICK_SECONDS_MAX: u64 = 60;
+/// How long it may take for what may move much: a sync, an allocation, the removal of a large file.
+const LONG_SECONDS_MAX: u64 = 900;
+
+/// A host with its agent.
+pub(super) struct RealHost {
+    connector: Connector,
+    client: Arc<Client>,
+    libvirt: Libvirt,
+}
+
+impl RealHost {
+    pub(super) fn new(connector: Connector, client: Client) -> Self {
+        let client = Arc::new(client);
+        Self { connector, libvirt: Libvirt::new(Arc::clone(&client)), client }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Ends the agent, and with it its locks and its relay.
+    pub(super) fn end(&self) {
+        self.libvirt.renew();
+        self.connector.runtime.block_on(self.client.end());
+    }
+
+    fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.connector.runtime.block_on(work)
+    }
+
+    fn ask<T>(
+        &self,
+        request: &Request,
+        seconds_max: u64,
+        operation: impl Fn() -> String,
+        understand: impl FnOnce(Reply) -> Option<T>,
+    ) -> Result<T, Fault> {
+        let reply = self.block_on(self.client.request(request, Duration::from_secs(seconds_max), &operation))?;
+        understand(reply).ok_or_else(|| Fault {
+            kind: FaultKind::Unsupported,
+            host: self.name(),
+            operation: operation(),
+            detail: "the agent's answer does not fit the question".into(),
+        })
+    }
+
+    fn quick<T>(
+        &self,
+        request: &Request,
+        operation: impl Fn() -> String,
+        understand: impl FnOnce(Reply) -> Option<T>,
+    ) -> Result<T, Fault> {
+        self.ask(request, QUICK_SECONDS_MAX, operation, understand)
+    }
+}
+
+impl Drop for RealHost {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // As `ask` hands it over.
+fn done(reply: Reply) -> Option<()> {
+    matches!(reply, Reply::Done).then_some(())
+}
+
+#[allow(clippy::needless_pass_by_value)] // As `ask` hands it over.
+fn made(reply: Reply) -> Option<Inode> {
+    if let Reply::Made { inode } = reply { Some(inode) } else { None }
+}
+
+impl Host for RealHost {
+    fn name(&self) -> String {
+        self.client.host().to_owned()
+    }
+
+    fn facts(&self) -> Result<HostFacts, Fault> {
+        let libvirt = self.block_on(self.libvirt.facts())?;
+        let hello = self.client.hello();
+        Ok(HostFacts {
+            machine_id: hello.machine_id.clone(),
+            hostname: hello.hostname.clone(),
+            libvirt_version: libvirt.libvirt_version,
+            hypervisor_version: libvirt.hypervisor_version,
+            memory_bytes: hello.memory_bytes,
+            cpus: hello.cpus,
+            capabilities: libvirt.capabilities,
+        })
+    }
+
+    fn agent(&self) -> Result<ProcessId, Fault> {
+        self.client.check("name the agent")?;
+        let agent = self.client.agent();
+        Ok(ProcessId { pid: agent.pid, started: agent.started })
+    }
+
+    fn allow(&self, paths: &[String]) -> Result<(), Fault> {
+        let paths = paths.iter().map(|path| path.trim_end_matches('/').to_owned()).collect();
+        self.quick(&Request::Allow { paths }, || "name what may be changed".into(), done)
+    }
+
+    fn stat(&self, path: &str) -> Result<Option<FileStat>, Fault> {
+        let request = Request::Stat { path: path.into() };
+        self.quick(
+            &request,
+            || format!("stat {path}"),
+            |reply| match reply {
+                Reply::Stat(stat) => Some(stat.map(file_stat)),
+                _ => None,
+            },
+        )
+    }
+
+    fn read(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Fault> {
+        let request = Request::Read { path: path.into(), max_bytes };
+        self.quick(
+            &request,
+            || format!("read {path}"),
+            |reply| match reply {
+                Reply::Content(content) => Some(content),
+                _ => None,
+            },
+        )
+    }
+
+    fn list(&self, directory: &str) -> Result<Option<Vec<String>>, Fault> {
+        let request = Request::List { directory: directory.into() };
+        self.quick(
+            &request,
+            || format!("list {directory}"),
+            |reply| match reply {
+                Reply::Names(names) => Some(names),
+                _ => None,
+            },
+        )
+    }
+
+    fn resolve(&self, path: &str) -> Result<Option<String>, Fault> {
+        let request = Request::Resolve { path: path.into() };
+        self.quick(
+            &request,
+            || format!("resolve {path}"),
+            |reply| match reply {
+                Reply::Resolved(path) => Some(path),
+                _ => None,
+            },
+        )
+    }
+
+    fn filesystem(&self, path: &str) -> Result<FilesystemFacts, Fault> {
+        let request = Request::Filesystem { path: path.into() };
+        self.quick(
+            &request,
+            || format!("look at the filesystem of {path}"),
+            |reply| match reply {
+                Reply::Filesystem(facts) => Some(filesystem_facts(facts)),
+                _ => None,
+            },
+        )
+    }
+
+    fn ids_of(&self, user: &str, group: &str) -> Result<(Option<u32>, Option<u32>), Fault> {
+        let request = Request::IdsOf { user: user.into(), group: group.into() };
+        self.quick(
+            &request,
+            || format!("look up user {user} and group {group}"),
+            |reply| match reply {
+                Reply::Ids { user, group } => Some((user, group)),
+                _ => None,
+            },
+        )
+    }
+
+    fn make_dir(&self, path: &str, mode: u32) -> Result<Inode, Fault> {
+        self.quick(&Request::MakeDir { path: path.into(), mode }, || format!("make directory {path}"), made)
+    }
+
+    fn make_file(&self, path: &str, mode: u32, content: &[u8]) -> Result<Inode, Fault> {
+        let request = Request::MakeFile { path: path.into(), mode, content: content.into() };
+        self.quick(&request, || format!("make file {path}"), made)
+    }
+
+    fn write_at(&self, path: &str, inode: Inode, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let request = Request::WriteAt { path: path.into(), inode, offset, bytes: bytes.into() };
+        self.quick(&request, || format!("write to {path}"), done)
+    }
+
+    fn set_size(&self, path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<(), Fault> {
+        let request = Request::SetSize { path: path.into(), inode, bytes, allocate };
+        self.ask(&request, LONG_SECONDS_MAX, || format!("set the size of {path} to {bytes}"), done)
+    }
+
+    fn set_attributes(&self, path: &str, inode: Inode, uid: u32, gid: u32, mode: u32) -> Result<(), Fault> {
+        let request = Request::SetAttributes { path: path.into(), inode, uid, gid, mode };
+        self.quick(&request, || format!("set owner and mode of {path}"), done)
+    }
+
+    fn sync(&self, path: &str) -> Result<(), Fault> {
+        self.ask(&Request::Sync { path: path.into() }, LONG_SECONDS_MAX, || format!("sync {path}"), done)
+    }
+
+    fn sync_filesystem(&self, path: &str) -> Result<(), Fault> {
+        let request = Request::SyncFilesystem { path: path.into() };
+        self.ask(&request, LONG_SECONDS_MAX, || format!("sync the filesystem of {path}"), done)
+    }
+
+    fn link(&self, from: &str, to: &str) -> Result<(), Fault> {
+        let request = Request::Link { from: from.into(), to: to.into() };
+        self.quick(&request, || format!("link {from} to {to}"), done)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), Fault> {
+        let request = Request::Rename { from: from.into(), to: to.into() };
+        self.quick(&request, || format!("rename {from} to {to}"), done)
+    }
+
+    fn unlink(&self, path: &str, inode: Inode) -> Result<(), Fault> {
+        let request = Request::Unlink { path: path.into(), inode };
+        self.ask(&request, LONG_SECONDS_MAX, || format!("unlink {path}"), done)
+    }
+
+    fn remove_dir(&self, path: &str) -> Result<(), Fault> {
+        self.quick(&Request::RemoveDir { path: path.into() }, || format!("remove directory {path}"), done)
+    }
+
+    fn lock_owner(&self, path: &str) -> Result<OwnerLock, Fault> {
+        let request = Request::LockOwner { path: path.into() };
+        self.quick(
+            &request,
+            || format!("lock {path}"),
+            |reply| match reply {
+                Reply::OwnerLock(wire::OwnerLock::Held { inode }) => Some(OwnerLock::Held { inode }),
+                Reply::OwnerLock(wire::OwnerLock::Taken) => Some(OwnerLock::Taken),
+                Reply::OwnerLock(wire::OwnerLock::Missing) => Some(OwnerLock::Missing),
+                _ => None,
+            },
+        )
+    }
+
+    fn kill_agent(&self, agent: ProcessId) -> Result<(), Fault> {
+        let ProcessId { pid, started } = agent;
+        let request = Request::KillAgent { agent: wire::ProcessId { pid, started } };
+        self.quick(&request, || format!("end the older agent {pid}"), done)
+    }
+
+    fn lock_image(&self, path: &str) -> Result<Inode, Fault> {
+        self.quick(&Request::LockImage { path: path.into() }, || format!("lock image {path}"), made)
+    }
+
+    fn unlock_image(&self, path: &str) -> Result<(), Fault> {
+        self.quick(&Request::UnlockImage { path: path.into() }, || format!("unlock image {path}"), done)
+    }
+
+    fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {
+        self.block_on(copy::hash(&self.client, job, &self.connector.options.interrupt, sink))
+    }
+
+    fn domains(&self) -> Result<Vec<DomainBrief>, Fault> {
+        self.block_on(self.libvirt.domains())
+    }
+
+    fn domain(&self, uuid: DomainUuid) -> Result<Option<DomainFacts>, Fault> {
+        self.block_on(self.libvirt.domain(uuid))
+    }
+
+    fn domain_named(&self, name: &str) -> Result<Option<DomainFacts>, Fault> {
+        self.block_on(self.libvirt.domain_named(name))
+    }
+
+    fn define(&self, definition: &str) -> Result<(), Fault> {
+        self.block_on(self.libvirt.define(definition))
+    }
+
+    fn undefine(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.block_on(self.libvirt.undefine(uuid))
+    }
+
+    fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {
+        self.block_on(self.libvirt.set_metadata(uuid, element))
+    }
+
+    fn set_title(&self, uuid: DomainUuid, title: Option<&str>) -> Result<(), Fault> {
+        self.block_on(self.libvirt.set_title(uuid, title))
+    }
+
+    fn set_autostart(&self, uuid: DomainUuid, autostart: bool) -> Result<(), Fault> {
+        self.block_on(self.libvirt.set_autostart(uuid, autostart))
+    }
+
+    fn start(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.block_on(self.libvirt.start(uuid))
+    }
+
+    fn native_command(&self, definition: &str) -> Result<String, Fault> {
+        self.block_on(self.libvirt.native_command(definition))
+    }
+
+    fn domain_capabilities(&self, arch: &str, machine: &str, virt_type: &str) -> Result<String, Fault> {
+        self.block_on(self.libvirt.domain_capabilities(arch, machine, virt_type))
+    }
+
+    fn networks(&self) -> Result<Vec<NetworkFacts>, Fault> {
+        self.block_on(self.libvirt.networks())
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>, Fault> {
+        self.block_on(self.libvirt.pools())
+    }
+
+    fn refresh_pool(&self, name: &str) -> Result<(), Fault> {
+        self.block_on(self.libvirt.refresh_pool(name))
+    }
+
+    fn renew_libvirt(&self) -> Result<(), Fault> {
+        self.libvirt.renew();
+        self.client.check("renew the connection to libvirt")
+    }
+}
+
+fn file_stat(stat: wire::FileStat) -> FileStat {
+    FileStat {
+        kind: match stat.kind {
+            wire::FileKind::File => FileKind::File,
+            wire::FileKind::Directory => FileKind::Directory,
+            wire::FileKind::Symlink => FileKind::Symlink,
+            wire::FileKind::BlockDevice => FileKind::BlockDevice,
+            wire::FileKind::Other => FileKind::Other,
+        },
+        inode: stat.inode,
+        device: stat.device,
+        size: stat.size,
+        allocated: stat.allocated,
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        links: stat.links,
+        mtime_ns: stat.mtime_ns,
+        ctime_ns: stat.ctime_ns,
+    }
+}
+
+fn filesystem_facts(facts: wire::FilesystemFacts) -> FilesystemFacts {
+    FilesystemFacts {
+        device: facts.device,
+        available_bytes: facts.available_bytes,
+        available_inodes: facts.available_inodes,
+        kind: facts.kind,
+        read_only: facts.read_only,
+        network: facts.network,
+    }
+}
