@@ -1,9 +1,10 @@
 //! A staging directory `.kvm-clone/<txn>/` beside the final names, with its nonce file.
 
-use journal_format::{DirectoryV1, OutcomeV1};
+use journal_format::{DirectoryV1, OutcomeV1, StepV1};
 
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
+use crate::history::Last;
 use crate::world::{Fault, FaultKind, Host};
 
 pub(super) struct CreateStaging {
@@ -22,7 +23,12 @@ impl Step for CreateStaging {
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let (host, dir) = (&context.destination, context.directory(self.directory)?);
-        let Some(staging) = host.stat(&dir.staging)? else { return Ok(Probe::Absent) };
+        let Some(staging) = host.stat(&dir.staging)? else {
+            // The shared parent alone may be what an apply or undo of ours, broken off, left. It is nobody's: it goes if empty.
+            let begun = context.history_of(StepV1::CreateStaging { directory: self.directory });
+            let begun = begun.is_some_and(|step| step.last != Last::None);
+            return Ok(if begun && is_parent_unused(host.as_ref(), dir)? { Probe::Partial } else { Probe::Absent });
+        };
         Ok(match host.read(&nonce_path(dir), NONCE_BYTES_MAX)? {
             Some(nonce) if nonce == dir.nonce => Probe::Ours(OutcomeV1::Made { inode: staging.inode }),
             // Made exclusively under a name that holds the whole transaction, so a nonce not yet whole is ours too.
@@ -63,6 +69,11 @@ pub(super) fn nonce_path(dir: &DirectoryV1) -> String {
 
 fn parent(dir: &DirectoryV1) -> String {
     format!("{}/.kvm-clone", dir.path)
+}
+
+/// Is the shared parent there, and does nobody use it?
+pub(super) fn is_parent_unused(host: &dyn Host, dir: &DirectoryV1) -> Result<bool, Fault> {
+    Ok(host.list(&parent(dir))?.is_some_and(|names| names.is_empty()))
 }
 
 /// Takes away what an earlier, broken-off apply left.

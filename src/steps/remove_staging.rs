@@ -16,8 +16,9 @@ impl CleanUpStep for RemoveStaging {
     }
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
-        let staging = context.destination.stat(&context.directory(self.directory)?.staging)?;
-        Ok(if staging.is_some() { Probe::Absent } else { Probe::Ours(OutcomeV1::Nothing) })
+        let (host, dir) = (&context.destination, context.directory(self.directory)?);
+        let left = host.stat(&dir.staging)?.is_some() || create_staging::is_parent_unused(host.as_ref(), dir)?;
+        Ok(if left { Probe::Absent } else { Probe::Ours(OutcomeV1::Nothing) })
     }
 
     fn apply(&self, context: &mut Context) -> Result<(), Failure> {
