@@ -1,11 +1,16 @@
 //! The scene of a history: two hosts with a little on them, a guest to be cloned, and its plan, made by hand.
 
-use journal_format::DomainUuid;
+use journal_format::{
+    CleanUpStepV1, ControllerId, DirectoryV1, DiskFormat, DiskV1, DomainUuid, EndpointV1, OptionsV1, PlanV1, RequestV1,
+    SourceStampV1, StepV1, TxnId, UnixMillis,
+};
 use kvm_clone::world::HostFacts;
 
+use crate::content::{BLOCK_BYTES, Content};
 use crate::filesystem::Filesystem;
 use crate::libvirt::{AUTOSTART, DEFINITIONS, Libvirt, Pool};
 use crate::machine::Machine;
+use crate::seed::Seed;
 use crate::world::SimWorld;
 
 /// The two mounted filesystems besides the root.
@@ -52,6 +57,12 @@ pub fn empty_world(seed: u64) -> SimWorld {
 
 /// A definition: name, UUID, and disks by target, format and path.
 pub fn definition(name: &str, uuid: DomainUuid, disks: &[(&str, &str, &str)]) -> String {
+    titled_definition(name, uuid, None, disks)
+}
+
+/// A definition with a title, as XML has it.
+fn titled_definition(name: &str, uuid: DomainUuid, title: Option<&str>, disks: &[(&str, &str, &str)]) -> String {
+    let title = title.map_or(String::new(), |title| format!("  <title>{title}</title>\n"));
     let disks: String = disks
         .iter()
         .map(|(target, format, path)| {
@@ -62,8 +73,255 @@ pub fn definition(name: &str, uuid: DomainUuid, disks: &[(&str, &str, &str)]) ->
         })
         .collect();
     format!(
-        "<domain type='qemu'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  <memory unit='KiB'>262144</memory>\n  \
-         <vcpu>1</vcpu>\n  <os>\n    <type arch='x86_64' machine='pc'>hvm</type>\n  </os>\n  <devices>\n{disks}  \
-         </devices>\n</domain>\n"
+        "<domain type='qemu'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n{title}  \
+         <memory unit='KiB'>262144</memory>\n  <vcpu>1</vcpu>\n  <os>\n    \
+         <type arch='x86_64' machine='pc'>hvm</type>\n  </os>\n  <devices>\n{disks}  </devices>\n</domain>\n"
     )
+}
+
+/// What a scene can be.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub disks: u32,
+    /// The second disk lies in a directory, and on a filesystem, of its own.
+    pub two_directories: bool,
+    pub verify: bool,
+    pub preallocate: bool,
+    pub autostart: bool,
+    pub start: bool,
+    pub title: bool,
+    /// Another transaction is at work on the destination.
+    pub neighbour: bool,
+}
+
+impl Shape {
+    /// Two disks in two directories, everything checked.
+    pub fn plain() -> Self {
+        Self {
+            disks: 2,
+            two_directories: true,
+            verify: true,
+            preallocate: false,
+            autostart: true,
+            start: false,
+            title: true,
+            neighbour: false,
+        }
+    }
+
+    pub fn random(seed: &mut Seed) -> Self {
+        Self {
+            disks: 1 + u32::try_from(seed.below(3)).unwrap(),
+            two_directories: seed.chance(50),
+            verify: seed.chance(80),
+            preallocate: seed.chance(15),
+            autostart: seed.chance(30),
+            start: seed.chance(15),
+            title: seed.chance(50),
+            neighbour: seed.chance(40),
+        }
+    }
+}
+
+/// Two hosts, a guest, and the plan of its clone.
+pub struct Scene {
+    pub world: SimWorld,
+    pub plan: PlanV1,
+    /// The source's images as they were planned.
+    pub images: Vec<Content>,
+}
+
+pub const VM_NAME: &str = "web01";
+pub const CLONE_NAME: &str = "web01_clone";
+const CHUNK_BYTES: u32 = 4096;
+const TARGETS: [&str; 3] = ["vda", "vdb", "vdc"];
+
+impl Scene {
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        let mut seed = Seed::new(seed);
+        let mut source = machine("source", &"a".repeat(32));
+        let mut destination = machine("destination", &"b".repeat(32));
+        let images: Vec<Content> = (0..shape.disks).map(|_| image(&mut seed)).collect();
+        let (vm_uuid, clone_uuid) = (uuid(&mut seed), uuid(&mut seed));
+        // Two disks of one basename, where they can be kept apart by their directories alone.
+        let directory_of = |disk: usize| if shape.two_directories && disk % 2 == 1 { SECOND } else { IMAGES };
+        let basename_of = |disk: usize| if shape.two_directories { disk / 2 } else { disk };
+        let source_paths: Vec<String> =
+            (0..images.len()).map(|disk| format!("{}/{VM_NAME}-{}", directory_of(disk), basename_of(disk))).collect();
+        let now_ns = 1_799_999_000_000_000_000;
+        (source.files.now_ns, destination.files.now_ns) = (now_ns, now_ns);
+        for (path, image) in source_paths.iter().zip(&images) {
+            let inode = source.files.make_file(path, 0o640, image.clone()).unwrap();
+            source.files.set_attributes(path, inode, 64_055, 104, 0o640).unwrap();
+        }
+        let title = shape.title.then_some("A <web> server").map(|title| title.replace('<', "&lt;"));
+        let disks_at = |paths: &[String]| -> Vec<(&str, &str, String)> {
+            let format = |disk: usize| if disk == 1 { "qcow2" } else { "raw" };
+            paths.iter().enumerate().map(|(disk, path)| (TARGETS[disk], format(disk), path.clone())).collect()
+        };
+        let define = |name: &str, uuid: DomainUuid, paths: &[String]| {
+            let disks = disks_at(paths);
+            let disks: Vec<_> = disks.iter().map(|(target, format, path)| (*target, *format, path.as_str())).collect();
+            titled_definition(name, uuid, title.as_deref(), &disks)
+        };
+        let source_definition = define(VM_NAME, vm_uuid, &source_paths);
+        source.libvirt.define(&mut source.files, &source_definition).unwrap();
+        source.libvirt.set_autostart(&mut source.files, vm_uuid, false).unwrap();
+
+        let txn = TxnId::new(UnixMillis(1_799_999_000_000), [7, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let mut directories: Vec<DirectoryV1> = Vec::new();
+        let mut disks = Vec::new();
+        for (disk, path) in source_paths.iter().enumerate() {
+            let path_of = directory_of(disk);
+            let directory = directories.iter().position(|known| known.path == path_of).unwrap_or_else(|| {
+                let mut nonce = [0; 16];
+                seed.fill(&mut nonce);
+                directories.push(DirectoryV1 {
+                    path: path_of.to_owned(),
+                    staging: format!("{path_of}/.kvm-clone/{txn}"),
+                    nonce,
+                });
+                directories.len() - 1
+            });
+            let stat = source.files.stat(path).unwrap();
+            let target = TARGETS[disk];
+            disks.push(DiskV1 {
+                target: target.to_owned(),
+                format: if disk == 1 { DiskFormat::Qcow2 } else { DiskFormat::Raw },
+                source_path: path.clone(),
+                source_stamp: SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
+                allocated_bytes: stat.allocated,
+                directory: u32::try_from(directory).unwrap(),
+                staging_path: format!("{}/{target}.img", directories[directory].staging),
+                final_path: format!("{path_of}/{CLONE_NAME}-{target}.img"),
+                mode: 0o640,
+                owner: (64_055, 104),
+            });
+        }
+        let final_paths: Vec<String> = disks.iter().map(|disk| disk.final_path.clone()).collect();
+        add_strangers(&mut destination, shape.neighbour, &mut seed);
+        let endpoint = |address: &str, machine: &Machine| EndpointV1 {
+            address: address.to_owned(),
+            machine_id: machine.facts.machine_id.clone(),
+            key_file: None,
+        };
+        let plan = PlanV1 {
+            txn,
+            created_at: UnixMillis(1_799_999_000_000),
+            program_version: "0.1.0".to_owned(),
+            controller: ControllerId { machine_id: "c".repeat(32), state_dir: "/var/lib/kvm-clone".to_owned() },
+            request: RequestV1 {
+                source: endpoint("source", &source),
+                vm_uuid,
+                vm_name: VM_NAME.to_owned(),
+                destination: endpoint("destination", &destination),
+                new_name: CLONE_NAME.to_owned(),
+                options: OptionsV1 {
+                    start: shape.start,
+                    verify: shape.verify,
+                    preserve_mac: false,
+                    bandwidth_limit_bytes_per_second: None,
+                    preallocate: shape.preallocate,
+                    chunk_size_bytes: CHUNK_BYTES,
+                },
+            },
+            clone_uuid,
+            source_definition,
+            definition: define(CLONE_NAME, clone_uuid, &final_paths),
+            title: shape.title.then(|| "A <web> server".to_owned()),
+            autostart: shape.autostart,
+            pools: if directories.iter().any(|directory| directory.path == IMAGES) {
+                vec!["default".to_owned()]
+            } else {
+                Vec::new()
+            },
+            steps: steps(shape, directories.len()),
+            clean_up: clean_up(shape, directories.len()),
+            directories,
+            disks,
+        };
+        source.files.sync_all();
+        destination.files.sync_all();
+        Self { world: SimWorld::new(source, destination, seed.next()), plan, images }
+    }
+}
+
+fn uuid(seed: &mut Seed) -> DomainUuid {
+    let mut bytes = [0; 16];
+    seed.fill(&mut bytes);
+    DomainUuid(bytes)
+}
+
+/// An image of a few chunks: data, zeros, holes, an odd end; now and then of one chunk or of none.
+fn image(seed: &mut Seed) -> Content {
+    let mut content = Content::default();
+    let chunks = *seed.pick(&[0, 1, 3, 4, 5, 6, 6, 7]);
+    let chunk_bytes = u64::from(CHUNK_BYTES);
+    for chunk in 0..chunks {
+        let mut bytes = vec![0; usize::try_from(chunk_bytes).unwrap()];
+        match seed.below(6) {
+            0 => continue,
+            1 => {}
+            // A chunk with a hole in it.
+            2 => bytes.truncate(usize::try_from(BLOCK_BYTES).unwrap()),
+            _ => seed.fill(&mut bytes),
+        }
+        content.write(chunk * chunk_bytes, &bytes);
+    }
+    let end = if chunks > 0 && seed.chance(50) { chunks * chunk_bytes - 1000 } else { chunks * chunk_bytes };
+    content.set_size(end);
+    content
+}
+
+/// What is on the destination already and none of our business.
+fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
+    let disk = format!("{IMAGES}/other.img");
+    destination.files.make_file(&disk, 0o600, Content::of(&[9; 3000])).unwrap();
+    let definition = definition("other", uuid(seed), &[("vda", "raw", &disk)]);
+    destination.libvirt.define(&mut destination.files, &definition).unwrap();
+    destination.files.make_file(&format!("{IMAGES}/{CLONE_NAME}.img"), 0o600, Content::of(b"not ours")).unwrap();
+    if neighbour {
+        let theirs = "019b0000-0000-7000-8000-0000deadbeef";
+        for directory in ["", "/host", "/host/names", &format!("/host/{theirs}")] {
+            destination.files.make_dir(&format!("/var/lib/kvm-clone{directory}"), 0o700).unwrap();
+        }
+        let owner = format!("/var/lib/kvm-clone/host/{theirs}/owner");
+        destination.files.make_file(&owner, 0o600, Content::of(&[1; 8192])).unwrap();
+        destination.files.link(&owner, "/var/lib/kvm-clone/host/names/theirs").unwrap();
+        for directory in ["", &format!("/{theirs}")] {
+            destination.files.make_dir(&format!("{IMAGES}/.kvm-clone{directory}"), 0o711).unwrap();
+        }
+        let staged = format!("{IMAGES}/.kvm-clone/{theirs}/vda.img");
+        destination.files.make_file(&staged, 0o600, Content::of(&[2; 5000])).unwrap();
+    }
+    let _ = destination.libvirt.refresh_pool(&destination.files, "default");
+}
+
+fn steps(shape: Shape, directories: usize) -> Vec<StepV1> {
+    let directories = u32::try_from(directories).unwrap();
+    let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
+    steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory }));
+    steps.push(StepV1::DetectSharedStorage);
+    for disk in 0..shape.disks {
+        steps.extend([StepV1::CreateDisk { disk }, StepV1::TransferDisk { disk }]);
+        if shape.verify {
+            steps.push(StepV1::VerifyDisk { disk });
+        }
+    }
+    steps.extend((0..shape.disks).map(|disk| StepV1::PublishDisk { disk }));
+    steps.push(StepV1::DefineDomain);
+    steps
+}
+
+fn clean_up(shape: Shape, directories: usize) -> Vec<CleanUpStepV1> {
+    let mut steps = vec![CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim];
+    if shape.autostart {
+        steps.push(CleanUpStepV1::SetAutostart);
+    }
+    if shape.start {
+        steps.push(CleanUpStepV1::StartDomain);
+    }
+    steps.extend((0..u32::try_from(directories).unwrap()).map(|directory| CleanUpStepV1::RemoveStaging { directory }));
+    steps.extend([CleanUpStepV1::RefreshPool { pool: 0 }, CleanUpStepV1::RemoveRecord]);
+    steps
 }

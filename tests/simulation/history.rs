@@ -1,0 +1,158 @@
+//! One history: lives of controllers with what goes wrong in each, until the transaction is settled; then the verdict.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+use journal_format::{AttemptPurpose, Epoch, EventV1, RecordV1};
+use kvm_clone::engine::{self, Ending, Settings};
+use kvm_clone::observer::{Observer, Progress};
+use kvm_clone::world::Side;
+
+use crate::faults::FaultPlan;
+use crate::filesystem::Survival;
+use crate::notebook::{Durable, Notebook};
+use crate::oracle::Oracle;
+use crate::scene::{Scene, Shape};
+use crate::world::{Crash, SimWorld};
+
+/// Undisturbed lives until a transaction must be settled.
+const LIVES_MAX: u32 = 4;
+/// Between two lives of which the first left an agent behind.
+const PAUSE_MILLIS: u64 = 40_000;
+
+struct Silent;
+
+impl Observer for Silent {
+    fn appended(&mut self, _: u64, _: &RecordV1) {}
+    fn progress(&mut self, _: &Progress) {}
+    fn warning(&mut self, _: &str) {}
+}
+
+/// How one life of a controller ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Life {
+    Crashed,
+    Ended(Ending),
+}
+
+/// A transaction's whole story.
+pub struct History {
+    pub scene: Scene,
+    pub durable: Rc<RefCell<Durable>>,
+    pub oracle: Rc<RefCell<Oracle>>,
+    /// What happened, for a person who has to understand a failure.
+    pub told: Vec<String>,
+    traced: bool,
+    /// Somebody did something that may stop or turn back a transaction.
+    pub disturbed: Rc<RefCell<bool>>,
+}
+
+impl History {
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        let scene = Scene::new(shape, seed);
+        let begun = RecordV1 {
+            at: scene.plan.created_at,
+            epoch: Epoch(0),
+            event: EventV1::Begun { plan: Box::new(scene.plan.clone()) },
+        };
+        let durable = Rc::new(RefCell::new(Durable { records: vec![begun], ..Durable::default() }));
+        let oracle = Rc::new(RefCell::new(Oracle::new(&scene)));
+        let watching = Rc::clone(&oracle);
+        scene.world.with(|core| core.watch = Some(Rc::new(move |core| watching.borrow_mut().watch(core))));
+        let traced = std::env::var_os("KVM_CLONE_TRACE").is_some();
+        Self { scene, durable, oracle, told: Vec::new(), traced, disturbed: Rc::default() }
+    }
+
+    /// One life of a controller, with what goes wrong in it. Returns the world of that life too.
+    pub fn live(&mut self, purpose: AttemptPurpose, faults: FaultPlan) -> (Life, SimWorld) {
+        self.told.push(format!("{purpose:?} with {faults:?}"));
+        let world = self.scene.world.another_life(faults);
+        if self.traced {
+            world.keep_trace();
+        }
+        let life = drive(&world, &self.scene, &self.durable, &self.oracle, purpose);
+        world.end();
+        if self.traced {
+            self.told.extend(world.trace().iter().enumerate().map(|(number, what)| format!("  {number} {what}")));
+        }
+        self.told.push(format!("  -> {life:?} after {} operations", world.operations()));
+        (life, world)
+    }
+
+    pub fn pause(&mut self) {
+        self.scene.world.idle(PAUSE_MILLIS);
+    }
+
+    pub fn cut_power(&mut self, side: Side, survival: Survival) {
+        self.told.push(format!("the {side} loses its power: {survival:?}"));
+        self.scene.world.with(|core| {
+            core.machine_mut(side).cut_power(survival);
+            core.look();
+        });
+    }
+
+    /// Undisturbed lives until the transaction is settled. `None`: it never was.
+    pub fn settle(&mut self, purpose: AttemptPurpose) -> Option<Ending> {
+        let mut purpose = purpose;
+        for _ in 0..LIVES_MAX {
+            match self.live(purpose, FaultPlan::none()).0 {
+                Life::Ended(Ending::Suspended(_)) => self.pause(),
+                // Asked for the wrong direction: the transaction has gone the other way already.
+                Life::Ended(Ending::Refused(_)) if purpose == AttemptPurpose::Rollback => {
+                    purpose = AttemptPurpose::Resume
+                }
+                Life::Ended(Ending::Refused(_)) => purpose = AttemptPurpose::Rollback,
+                Life::Ended(ending) => return Some(ending),
+                Life::Crashed => unreachable!("nothing goes wrong in this life"),
+            }
+        }
+        None
+    }
+
+    /// What was promised of this ending.
+    pub fn verdict(&self, ending: Option<&Ending>, rollback_asked: bool) -> Result<(), String> {
+        let oracle = self.oracle.borrow();
+        let disturbed = *self.disturbed.borrow();
+        self.scene.world.with(|core| {
+            if let Some(broken) = core.broken.first() {
+                return Err(broken.clone());
+            }
+            oracle.source(core)?;
+            oracle.strangers(core)?;
+            match ending {
+                None => Err("the transaction never ends".to_owned()),
+                Some(Ending::Committed { warnings }) => oracle.committed(core, !warnings.is_empty()),
+                Some(Ending::RolledBack { .. }) if !rollback_asked && !disturbed => {
+                    Err("rolled back, and nobody asked for it".to_owned())
+                }
+                Some(Ending::RolledBack { .. }) => oracle.rolled_back(core),
+                Some(Ending::Stuck(_)) if disturbed => Ok(()),
+                Some(ending) => Err(format!("no reason for {ending:?}")),
+            }
+        })
+    }
+
+    /// Tells the whole story of a broken promise.
+    pub fn report(&self, broken: &str, replay: &str) -> String {
+        format!("{broken}\n{}\nreplay: {replay}", self.told.join("\n"))
+    }
+}
+
+/// One life: unwinding from a crash ends it.
+pub fn drive(
+    world: &SimWorld,
+    scene: &Scene,
+    durable: &Rc<RefCell<Durable>>,
+    oracle: &Rc<RefCell<Oracle>>,
+    purpose: AttemptPurpose,
+) -> Life {
+    let mut journal = Notebook::open(scene.plan.txn, world, durable, oracle);
+    let settings = Settings { purpose, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
+    let run = AssertUnwindSafe(|| engine::drive(world, &mut journal, &mut Silent, &settings));
+    match catch_unwind(run) {
+        Ok(ending) => Life::Ended(ending.expect("the journal can be read")),
+        Err(payload) if payload.is::<Crash>() => Life::Crashed,
+        Err(payload) => resume_unwind(payload),
+    }
+}

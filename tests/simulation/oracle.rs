@@ -1,0 +1,394 @@
+//! The judge: what the destination and the source were, what they are, and what was promised. It knows the plan, but
+//! nothing of the engine or its steps.
+
+use std::collections::BTreeMap;
+
+use journal_format::{ChunkRecordV1, ChunkState, PlanV1};
+use kvm_clone::domain::{CloneMark, MarkState};
+use kvm_clone::world::{ChunkGeometry, Side};
+
+use crate::content::Content;
+use crate::filesystem::{Body, Filesystem, NodeId, Survival, split};
+use crate::libvirt::{AUTOSTART, DEFINITIONS};
+use crate::machine::{HOST_RECORDS, Machine};
+use crate::scene::Scene;
+use crate::world::{Core, chunk_value};
+
+const OUR_STATE: &str = "/var/lib/kvm-clone";
+
+/// One name on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    node: NodeId,
+    /// `None` for a directory: what is in it has names of its own.
+    body: Option<Body>,
+    attributes: (u32, u32, u32),
+    mtime_ns: Option<i128>,
+}
+
+/// A host's names and domains.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    entries: BTreeMap<String, Entry>,
+    /// UUID and definition by name, and whether it runs.
+    domains: BTreeMap<String, (String, bool)>,
+}
+
+impl Snapshot {
+    pub fn of(machine: &Machine) -> Self {
+        let files = &machine.files;
+        let entry = |node: NodeId| {
+            let there = files.node(node);
+            let directory = matches!(there.body, Body::Directory(_));
+            Entry {
+                node,
+                body: (!directory).then(|| there.body.clone()),
+                attributes: (there.mode, there.uid, there.gid),
+                mtime_ns: (!directory).then_some(there.mtime_ns),
+            }
+        };
+        let entries: BTreeMap<_, _> = files.walk().into_iter().map(|(path, node)| (path, entry(node))).collect();
+        let domains = machine.libvirt.domains.values();
+        let domains =
+            domains.map(|domain| (domain.definition.name.clone(), (domain.definition.text.clone(), domain.active)));
+        Self { entries, domains: domains.collect() }.without_our_empty_directories()
+    }
+
+    /// Empty directories under our own state directory may stay.
+    fn without_our_empty_directories(mut self) -> Self {
+        let ours = |path: &str| path == OUR_STATE || path.starts_with("/var/lib/kvm-clone/");
+        let paths: Vec<String> = self.entries.keys().rev().filter(|path| ours(path)).cloned().collect();
+        for path in paths {
+            let empty = !self.entries.keys().any(|other| other.strip_prefix(&path).is_some_and(|r| r.starts_with('/')));
+            if self.entries[&path].body.is_none() && empty {
+                self.entries.remove(&path);
+            }
+        }
+        self
+    }
+
+    /// Somebody else changed this path, or this domain: from now on that is what must stay.
+    pub fn accept(&mut self, now: &Self, changed: &Changed) {
+        for path in &changed.paths {
+            match now.entries.get(path) {
+                Some(entry) => self.entries.insert(path.clone(), entry.clone()),
+                None => self.entries.remove(path),
+            };
+        }
+        for name in &changed.domains {
+            match now.domains.get(name) {
+                Some(domain) => self.domains.insert(name.clone(), domain.clone()),
+                None => self.domains.remove(name),
+            };
+        }
+    }
+
+    /// In words, what is not as it was; names for which `excused` holds are passed over.
+    fn differences(&self, now: &Self, excused: &dyn Fn(&str) -> bool) -> Vec<String> {
+        let mut found = Vec::new();
+        for (path, entry) in &self.entries {
+            match now.entries.get(path) {
+                None if !excused(path) => found.push(format!("{path} is gone")),
+                Some(there) if there != entry && !excused(path) => found.push(format!("{path} changed")),
+                _ => {}
+            }
+        }
+        for path in now.entries.keys() {
+            if !self.entries.contains_key(path) && !excused(path) {
+                found.push(format!("{path} was left"));
+            }
+        }
+        for (name, domain) in &self.domains {
+            match now.domains.get(name) {
+                None if !excused(name) => found.push(format!("domain {name} is gone")),
+                Some(there) if there != domain && !excused(name) => found.push(format!("domain {name} changed")),
+                _ => {}
+            }
+        }
+        for name in now.domains.keys() {
+            if !self.domains.contains_key(name) && !excused(name) {
+                found.push(format!("domain {name} was left"));
+            }
+        }
+        found
+    }
+}
+
+/// What somebody else did.
+#[derive(Debug, Clone, Default)]
+pub struct Changed {
+    pub paths: Vec<String>,
+    pub domains: Vec<String>,
+}
+
+/// What the judge knows of one history.
+pub struct Oracle {
+    plan: PlanV1,
+    /// By side.
+    before: [Snapshot; 2],
+    /// Contents that each disk's source has had since the plan, newest last.
+    versions: Vec<Vec<Content>>,
+    /// A person started the clone, or wrote to its disks: they are that person's now.
+    pub touched: bool,
+    /// The commit mark was durable at some moment.
+    pub committed: bool,
+}
+
+impl Oracle {
+    pub fn new(scene: &Scene) -> Self {
+        let before = scene
+            .world
+            .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
+        let versions = scene.images.iter().map(|image| vec![image.clone()]).collect();
+        Self { plan: scene.plan.clone(), before, versions, touched: false, committed: false }
+    }
+
+    fn record(&self, name: &str) -> String {
+        format!("{HOST_RECORDS}/{}/{name}", self.plan.txn)
+    }
+
+    fn definition_path(&self) -> String {
+        format!("{DEFINITIONS}/{}.xml", self.plan.request.new_name)
+    }
+
+    /// The commit mark is there, durable or not.
+    pub fn is_marked(&self, core: &Core) -> bool {
+        self.committed || core.machine(Side::Destination).files.stat(&self.record("committed")).is_some()
+    }
+
+    /// A stranger acted on that side: what it changed must stay as it is now.
+    pub fn accept(&mut self, core: &Core, side: Side, changed: &Changed) {
+        let now = Snapshot::of(core.machine(side));
+        self.before[usize::from(side == Side::Destination)].accept(&now, changed);
+        if side == Side::Source {
+            for (disk, versions) in self.plan.disks.iter().zip(&mut self.versions) {
+                if let Some(content) = core.machine(side).files.content(&disk.source_path)
+                    && versions.last() != Some(content)
+                {
+                    versions.push(content.clone());
+                }
+            }
+        }
+    }
+
+    /// After every operation: no half clone can be started, now or after a power cut, and the mark means what it says.
+    pub fn watch(&mut self, core: &Core) -> Result<(), String> {
+        let machine = core.machine(Side::Destination);
+        let now = &machine.files;
+        let defined = machine.libvirt.domains.contains_key(&self.plan.clone_uuid);
+        let marked = now.stat(&self.record("committed")).is_some();
+        if !defined && !marked && now.stat(&self.definition_path()).is_none() {
+            return Ok(());
+        }
+        let cut = now.after_power_cut(Survival::Nothing);
+        if marked && !self.committed && cut.stat(&self.record("committed")).is_some() {
+            self.committed = true;
+        }
+        if self.touched {
+            return Ok(());
+        }
+        // Whatever subset survives, each disk is there as it is now, or as it is on the disk, or not at all.
+        let half = |disk: usize| {
+            let path = &self.plan.disks[disk].final_path;
+            let wrong = |files: &Filesystem| files.content(path).is_some_and(|content| !self.is_whole(disk, content));
+            wrong(now) || wrong(&cut)
+        };
+        let present = |disk: usize| {
+            let path = &self.plan.disks[disk].final_path;
+            now.stat(path).is_some() || cut.stat(path).is_some()
+        };
+        let disks = 0..self.plan.disks.len();
+        if disks.clone().all(present)
+            && let Some(disk) = disks.clone().find(|disk| half(*disk))
+        {
+            return Err(format!("a half clone can be started: {}", self.plan.disks[disk].final_path));
+        }
+        if marked {
+            if !defined || cut.stat(&self.definition_path()).is_none() {
+                return Err("the commit mark is there, but the clone's definition is not durable".to_owned());
+            }
+            if let Some(disk) = disks.clone().find(|disk| cut.content(&self.plan.disks[*disk].final_path).is_none()) {
+                return Err(format!("the commit mark is there, but disk {disk} is not durable"));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self, disk: usize, content: &Content) -> bool {
+        self.versions[disk].iter().any(|version| version.same_bytes(content) || booted(version).same_bytes(content))
+    }
+
+    /// What is put into the ledger must be on the destination's disk.
+    pub fn ledger(&self, core: &Core, disk: u32, records: &[ChunkRecordV1]) -> Result<(), String> {
+        let planned = &self.plan.disks[disk as usize];
+        let cut = core.machine(Side::Destination).files.after_power_cut(Survival::Nothing);
+        let Some(content) = cut.content(&planned.staging_path) else {
+            return Err(format!("a chunk is recorded, but {} is not durable", planned.staging_path));
+        };
+        let chunk_bytes = self.plan.request.options.chunk_size_bytes;
+        let geometry = ChunkGeometry { image_bytes: content.size(), chunk_bytes };
+        for record in records {
+            let start = record.index * u64::from(chunk_bytes);
+            let bytes = content.read(start, geometry.chunk_len(record.index));
+            let right = match record.state {
+                ChunkState::Zero => bytes.iter().all(|byte| *byte == 0),
+                ChunkState::Data(value) => value == chunk_value(geometry, record.index, &bytes),
+            };
+            if !right {
+                return Err(format!("chunk {} of {} is recorded and not durable", record.index, planned.staging_path));
+            }
+        }
+        Ok(())
+    }
+
+    /// The source is as it was, but for what strangers did.
+    pub fn source(&self, core: &Core) -> Result<(), String> {
+        let now = Snapshot::of(core.machine(Side::Source));
+        complain("the source was changed", &self.before[0].differences(&now, &|_| false))
+    }
+
+    /// Whatever happened: what is not ours is as it was.
+    pub fn strangers(&self, core: &Core) -> Result<(), String> {
+        let now = Snapshot::of(core.machine(Side::Destination));
+        let before = &self.before[1];
+        let ours = |name: &str| !before.entries.contains_key(name) && !before.domains.contains_key(name);
+        complain("what is not ours was changed", &before.differences(&now, &ours))
+    }
+
+    /// After a rollback: the world as before, also after a power cut.
+    pub fn rolled_back(&self, core: &Core) -> Result<(), String> {
+        if self.committed {
+            return Err("rolled back in spite of a durable commit mark".to_owned());
+        }
+        let machine = core.machine(Side::Destination);
+        let now = Snapshot::of(machine);
+        complain("after the rollback", &self.before[1].differences(&now, &|_| false))?;
+        self.pools(machine, false)?;
+        self.after_cuts(machine, &|files| {
+            let cut = Snapshot { domains: self.before[1].domains.clone(), ..Snapshot::of(&view(files)) };
+            complain("after the rollback and a power cut", &self.before[1].differences(&cut, &|_| false))
+        })
+    }
+
+    /// After a commit: one whole clone of the planned name, durable; no leftovers unless some were named.
+    pub fn committed(&self, core: &Core, warned: bool) -> Result<(), String> {
+        let machine = core.machine(Side::Destination);
+        self.clone_is_whole(machine)?;
+        let ours = self.own_names();
+        let staging = |name: &str| warned && (name.contains("/.kvm-clone") || name.starts_with(OUR_STATE));
+        let excused = |name: &str| ours.iter().any(|our| our == name) || staging(name);
+        let now = Snapshot::of(machine);
+        complain("after the commit", &self.before[1].differences(&now, &excused))?;
+        if !warned {
+            self.pools(machine, true)?;
+        }
+        self.after_cuts(machine, &|files| {
+            let cut = Snapshot { domains: now.domains.clone(), ..Snapshot::of(&view(files)) };
+            complain("after the commit and a power cut", &self.before[1].differences(&cut, &excused))?;
+            self.files_are_whole(files)
+        })
+    }
+
+    fn own_names(&self) -> Vec<String> {
+        let name = &self.plan.request.new_name;
+        let mut names = vec![name.clone(), self.definition_path()];
+        if self.plan.autostart {
+            names.push(format!("{AUTOSTART}/{name}.xml"));
+        }
+        names.extend(self.plan.disks.iter().map(|disk| disk.final_path.clone()));
+        names
+    }
+
+    fn clone_is_whole(&self, machine: &Machine) -> Result<(), String> {
+        let name = &self.plan.request.new_name;
+        let Some(domain) = machine.libvirt.domains.get(&self.plan.clone_uuid) else {
+            return Err("committed, but the clone is not defined".to_owned());
+        };
+        if domain.definition.name != *name {
+            return Err(format!("the clone is called {}", domain.definition.name));
+        }
+        let paths: Vec<_> = self.plan.disks.iter().map(|disk| disk.final_path.clone()).collect();
+        if domain.definition.disks != paths {
+            return Err(format!("the clone's disks are {:?}", domain.definition.disks));
+        }
+        let mark = CloneMark::read(&domain.definition.text).map_err(|error| error.to_string())?;
+        if mark.is_none_or(|mark| mark.state != MarkState::Finished || mark.txn != self.plan.txn) {
+            return Err("the clone is not marked as finished".to_owned());
+        }
+        let title = kvm_clone::domain::Definition::parse(&domain.definition.text).map_err(|e| e.to_string())?.title;
+        if title != self.plan.title {
+            return Err(format!("the clone's title is {title:?}"));
+        }
+        if self.plan.request.options.start && !domain.active && !self.touched {
+            return Err("the clone was to be started".to_owned());
+        }
+        if machine.files.stat(&format!("{AUTOSTART}/{name}.xml")).is_some() != self.plan.autostart {
+            return Err("autostart is not as planned".to_owned());
+        }
+        self.files_are_whole(&machine.files)
+    }
+
+    /// The clone's files, byte for byte those of the source, with one name each, sparse, its owner's.
+    fn files_are_whole(&self, files: &Filesystem) -> Result<(), String> {
+        if files.stat(&self.definition_path()).is_none() {
+            return Err("the clone's definition is not on the disk".to_owned());
+        }
+        for (index, disk) in self.plan.disks.iter().enumerate() {
+            let path = &disk.final_path;
+            let (Some(stat), Some(content)) = (files.stat(path), files.content(path)) else {
+                return Err(format!("{path} is not there"));
+            };
+            let newest = self.versions[index].last().expect("there is one from the beginning");
+            let whole = newest.same_bytes(content) || booted(newest).same_bytes(content);
+            if !whole && !self.touched {
+                return Err(format!("{path} is not what the source is"));
+            }
+            if (stat.mode, (stat.uid, stat.gid)) != (disk.mode, disk.owner) {
+                return Err(format!("{path} has other attributes than planned"));
+            }
+            let sparse = content.allocated_bytes() <= newest.allocated_bytes().next_multiple_of(4096) + 4096 * 4;
+            if !sparse && !self.plan.request.options.preallocate {
+                return Err(format!("{path} is not sparse"));
+            }
+        }
+        Ok(())
+    }
+
+    fn pools(&self, machine: &Machine, there: bool) -> Result<(), String> {
+        for pool in &machine.libvirt.pools {
+            for disk in self.plan.disks.iter().filter(|disk| split(&disk.final_path).0 == pool.path) {
+                let name = split(&disk.final_path).1;
+                let foreign = self.before[1].entries.contains_key(&disk.final_path);
+                if pool.volumes.iter().any(|volume| volume == name) != there && !foreign {
+                    return Err(format!("pool {} {} {name}", pool.name, if there { "misses" } else { "still shows" }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn after_cuts(&self, machine: &Machine, judge: &dyn Fn(&Filesystem) -> Result<(), String>) -> Result<(), String> {
+        for survival in [Survival::Nothing, Survival::Subset(1), Survival::Subset(2)] {
+            judge(&machine.files.after_power_cut(survival))?;
+        }
+        Ok(())
+    }
+}
+
+/// A machine of nothing but these files.
+fn view(files: &Filesystem) -> Machine {
+    Machine { files: files.clone(), ..crate::scene::machine("view", "view") }
+}
+
+/// What a guest makes of its first disk when it is started.
+fn booted(content: &Content) -> Content {
+    let mut booted = content.clone();
+    if booted.size() > 0 {
+        booted.write(0, b"booted");
+    }
+    booted
+}
+
+fn complain(when: &str, differences: &[String]) -> Result<(), String> {
+    if differences.is_empty() { Ok(()) } else { Err(format!("{when}: {}", differences.join(", "))) }
+}
