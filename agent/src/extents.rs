@@ -1,0 +1,129 @@
+//! The wanted chunks of an image in order, with those that lie in holes told apart without reading them.
+
+use std::fs::File;
+use std::ops::Range;
+use std::vec;
+
+use kvm_clone_agent::protocol::{Failure, Geometry};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek64};
+
+use crate::failure::refused;
+
+/// What comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unit {
+    /// Chunks that lie in holes as a whole.
+    Holes(Range<u64>),
+    /// A chunk that holds data, at least in part.
+    Chunk(u64),
+}
+
+/// The wanted chunks of one file.
+#[derive(Debug)]
+pub struct Extents {
+    file: File,
+    geometry: Geometry,
+    ranges: vec::IntoIter<Range<u64>>,
+    left: Range<u64>,
+    /// The next bytes that the filesystem calls data, as far as it was asked; valid for positions before their end.
+    data: Range<u64>,
+}
+
+impl Extents {
+    /// The chunks in these ranges, which were checked.
+    pub fn new(file: File, geometry: Geometry, wanted: Vec<Range<u64>>) -> Self {
+        Self { file, geometry, ranges: wanted.into_iter(), left: 0..0, data: 0..0 }
+    }
+
+    /// The next unit, without taking it.
+    pub fn peek(&mut self) -> Result<Option<Unit>, Failure> {
+        while self.left.is_empty() {
+            match self.ranges.next() {
+                Some(range) => self.left = range,
+                None => return Ok(None),
+            }
+        }
+        let index = self.left.start;
+        let bytes = self.geometry.bytes_of(&(index..index + 1));
+        if self.data.end <= bytes.start {
+            self.data = self.data_from(bytes.start).map_err(|error| refused("find the data of the image", error))?;
+        }
+        if self.data.start < bytes.end {
+            return Ok(Some(Unit::Chunk(index)));
+        }
+        let end = self.data.start / u64::from(self.geometry.chunk_bytes);
+        Ok(Some(Unit::Holes(index..if self.data.is_empty() { self.left.end } else { end.min(self.left.end) })))
+    }
+
+    /// Takes a unit that `peek` gave.
+    pub fn take(&mut self, unit: &Unit) {
+        self.left.start = match unit {
+            Unit::Holes(chunks) => chunks.end,
+            Unit::Chunk(index) => index + 1,
+        };
+    }
+
+    /// The first data at or behind a position; empty at the end of everything when there is none.
+    fn data_from(&self, position: u64) -> Result<Range<u64>, Errno> {
+        const NOTHING: Range<u64> = u64::MAX..u64::MAX;
+        let seek = |position: u64, whence| {
+            lseek64(&self.file, i64::try_from(position).map_err(|_| Errno::EFBIG)?, whence).map(i64::unsigned_abs)
+        };
+        let start = match seek(position, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return Ok(NOTHING),
+            // A block device, or a filesystem that does not know: all of it is data.
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(position..u64::MAX),
+            Err(error) => return Err(error),
+        };
+        match seek(start, Whence::SeekHole) {
+            Ok(end) => Ok(start..end),
+            Err(Errno::ENXIO) => Ok(start..u64::MAX),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        let geometry = Geometry { image_bytes: (64 << 20) + 5, chunk_bytes: 1 << 20 };
+        file.set_len(geometry.image_bytes).unwrap();
+        // Chunk 3 in its middle, chunks 10 and 11 across their border, the tail.
+        file.write_all_at(&[1; 10], (3 << 20) + 70_000).unwrap();
+        file.write_all_at(&[1; 8192], (11 << 20) - 4096).unwrap();
+        file.write_all_at(&[1; 5], 64 << 20).unwrap();
+        let units = |wanted| {
+            let mut extents = Extents::new(file.try_clone().unwrap(), geometry, wanted);
+            std::iter::from_fn(|| {
+                let unit = extents.peek().unwrap()?;
+                extents.take(&unit);
+                Some(unit)
+            })
+            .collect::<Vec<_>>()
+        };
+        use Unit::{Chunk, Holes};
+        assert_eq!(
+            units(vec![0..65]),
+            [Holes(0..3), Chunk(3), Holes(4..10), Chunk(10), Chunk(11), Holes(12..64), Chunk(64)]
+        );
+        assert_eq!(units(vec![2..5, 11..12, 20..22]), [Holes(2..3), Chunk(3), Holes(4..5), Chunk(11), Holes(20..22)]);
+        assert_eq!(units(vec![]), []);
+    }
+
+    #[test]
+    fn a_file_without_data_is_one_hole() {
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        file.set_len(10 << 20).unwrap();
+        let geometry = Geometry { image_bytes: 10 << 20, chunk_bytes: 1 << 20 };
+        let mut extents = Extents::new(file, geometry, vec![0..10]);
+        assert_eq!(extents.peek().unwrap(), Some(Unit::Holes(0..10)));
+    }
+}

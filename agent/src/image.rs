@@ -1,0 +1,143 @@
+//! Opening an image for a stream: it must be what the job says it is, and be read or written past the page cache where
+//! that is asked for and possible.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+
+use journal_format::Inode;
+use kvm_clone_agent::protocol::{Failure, FailureKind, Geometry};
+use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc;
+
+use crate::buffer::ALIGNMENT;
+use crate::failure::{errno, failure, refused};
+use crate::files::{changed, image_bytes, open};
+
+/// How a stream uses an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// From the page cache if it is there.
+    Read,
+    /// From the disk.
+    Reread,
+    /// To the disk.
+    Write,
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    path: String,
+    buffered: File,
+    /// The same file with `O_DIRECT`, where the access asks for it and the filesystem has it.
+    direct: Option<File>,
+}
+
+impl Image {
+    /// Opens a regular file or block device that must be this inode (if any is named) and of the geometry's size; a
+    /// device may be larger.
+    pub fn open(path: &str, inode: Option<Inode>, geometry: Geometry, access: Access) -> Result<Self, Failure> {
+        let operation = || format!("open image {path}");
+        let mut options = OpenOptions::new();
+        options.read(access != Access::Write).write(access == Access::Write);
+        let buffered = open(path, &mut options).map_err(|error| refused(operation(), errno(&error)))?;
+        let found = buffered.metadata().map_err(|error| refused(operation(), errno(&error)))?;
+        if let Some(inode) = inode.filter(|inode| inode.0 != found.ino()) {
+            return Err(changed("open image", path, inode, found.ino()));
+        }
+        let device = found.file_type().is_block_device();
+        if !found.is_file() && !device {
+            return Err(failure(FailureKind::Unsupported, format!("open image {path}: not a file or block device")));
+        }
+        let bytes = image_bytes(&buffered).map_err(|error| refused(operation(), errno(&error)))?;
+        if bytes < geometry.image_bytes || (bytes > geometry.image_bytes && !device) {
+            let expected = geometry.image_bytes;
+            let detail = format!("open image {path}: it has {bytes} bytes now, expected {expected}");
+            return Err(failure(FailureKind::Changed, detail));
+        }
+        let aligned = geometry.chunk_bytes as usize % ALIGNMENT == 0;
+        let direct = (access != Access::Read && aligned)
+            .then(|| options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_DIRECT).open(path).ok())
+            .flatten()
+            // The name may have changed hands between the two.
+            .filter(|direct| direct.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino())));
+        let image = Self { path: path.to_owned(), buffered, direct };
+        match access {
+            Access::Read => image.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL)?,
+            // What could not be opened past the cache is dropped from it, once it is on the disk.
+            Access::Reread => {
+                image.sync()?;
+                image.advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+            }
+            Access::Write => {}
+        }
+        Ok(image)
+    }
+
+    /// The buffered descriptor, for asking about holes.
+    pub fn for_extents(&self) -> Result<File, Failure> {
+        self.buffered.try_clone().map_err(|error| refused(format!("open image {}", self.path), errno(&error)))
+    }
+
+    /// Fills the bytes from this position on.
+    pub fn read(&self, position: u64, bytes: &mut [u8]) -> Result<(), Failure> {
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(position, bytes)) {
+            match direct.read_exact_at(bytes, position) {
+                Err(error) if errno(&error) == Errno::EINVAL => {}
+                result => return result.map_err(|error| self.read_failure(position, &error)),
+            }
+        }
+        if self.direct.is_some() {
+            // An unaligned tail: one buffered read, its pages dropped first.
+            let (start, length) = (position.cast_signed(), bytes.len().cast_signed() as i64);
+            posix_fadvise(&self.buffered, start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .map_err(|error| refused(format!("read {} at {position}", self.path), error))?;
+        }
+        self.buffered.read_exact_at(bytes, position).map_err(|error| self.read_failure(position, &error))
+    }
+
+    /// Writes the bytes from this position on.
+    pub fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Failure> {
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(position, bytes)) {
+            match direct.write_all_at(bytes, position) {
+                Err(error) if errno(&error) == Errno::EINVAL => {}
+                result => return result.map_err(|error| self.write_failure(position, &error)),
+            }
+        }
+        self.buffered.write_all_at(bytes, position).map_err(|error| self.write_failure(position, &error))
+    }
+
+    /// The buffered descriptor, for punching holes.
+    pub fn file(&self) -> &File {
+        &self.buffered
+    }
+
+    /// Makes everything written so far survive a power cut.
+    pub fn sync(&self) -> Result<(), Failure> {
+        self.buffered.sync_data().map_err(|error| refused(format!("sync {}", self.path), errno(&error)))
+    }
+
+    /// A failure to write at this position.
+    pub fn write_failure(&self, position: u64, error: &std::io::Error) -> Failure {
+        refused(format!("write {} at {position}", self.path), errno(error))
+    }
+
+    fn read_failure(&self, position: u64, error: &std::io::Error) -> Failure {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            let detail = format!("read {} at {position}: the image became shorter", self.path);
+            return failure(FailureKind::Changed, detail);
+        }
+        refused(format!("read {} at {position}", self.path), errno(error))
+    }
+
+    fn advise(&self, advice: PosixFadviseAdvice) -> Result<(), Failure> {
+        posix_fadvise(&self.buffered, 0, 0, advice).map_err(|error| refused(format!("open image {}", self.path), error))
+    }
+}
+
+fn is_aligned(position: u64, bytes: &[u8]) -> bool {
+    position.is_multiple_of(ALIGNMENT as u64)
+        && bytes.len().is_multiple_of(ALIGNMENT)
+        && bytes.as_ptr().addr().is_multiple_of(ALIGNMENT)
+}
