@@ -156,6 +156,8 @@ pub enum Repair {
         /// The disk's number in the plan.
         disk: u32,
     },
+    /// The ledgers were those of an earlier time and were emptied.
+    LedgersStale,
     /// An unfinished snapshot of the second copy was left out.
     TornSnapshot,
     /// The disk was full; the space kept for that was given back.
@@ -180,6 +182,9 @@ impl std::fmt::Display for Repair {
             ),
             Self::LedgerDropped { disk } => {
                 write!(f, "ledger of disk {disk} was not whole; what was transferred of it is hashed again")
+            }
+            Self::LedgersStale => {
+                f.write_str("the ledger had lost writes and was emptied; what was transferred is hashed again")
             }
             Self::TornSnapshot => f.write_str("second copy: an unfinished snapshot was left out"),
             Self::BallastFreed => {
@@ -294,5 +299,85 @@ fn covered(name: &str, chain: &FoundChain, fault: &ChainFault, full: &FoundChain
             fault.error
         ))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use journal_format::{Epoch, EventV1, RecordV1, StepRef, UnixMillis};
+
+    use super::*;
+
+    const TXN: TxnId = TxnId([7; 16]);
+
+    fn frames(count: u32) -> Vec<Vec<u8>> {
+        let mut end = ChainEnd::start(TXN);
+        (0..count)
+            .map(|number| {
+                let event = EventV1::Started { step: StepRef::Forward(number) };
+                let record = RecordV1 { at: UnixMillis(u64::from(number)), epoch: Epoch(1), event };
+                let (frame, behind) = end.encode(&record).unwrap();
+                end = behind;
+                frame
+            })
+            .collect()
+    }
+
+    fn read(count: u32) -> FoundChain {
+        FoundChain::read(TXN, &frames(count).concat())
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_log_is_repaired_from_the_store() {
+        let log = frames(4).concat();
+        let frame_bytes = log.len() / 4;
+        for bit in 0..log.len() * 8 {
+            let mut damaged = log.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let number = (bit / 8 / frame_bytes) as u64;
+            let agreement = agree(&FoundChain::read(TXN, &damaged), Ok(&read(4))).unwrap();
+            assert_eq!(agreement.repairs, [Repair::LogRestored { from: number, frames: 4 - number }], "bit {bit}");
+            assert_eq!((agreement.frames, agreement.longest, agreement.rebuild), (4, CopyName::Store, false));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_frame_that_no_copy_has_is_cut() {
+        let log = frames(4).concat();
+        let frame_bytes = log.len() / 4;
+        for bit in 3 * frame_bytes * 8..log.len() * 8 {
+            let mut damaged = log.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let agreement = agree(&FoundChain::read(TXN, &damaged), Ok(&read(3))).unwrap();
+            assert_eq!(agreement.repairs, [Repair::TailCut { sequence: 3, bytes: frame_bytes as u64 }], "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_before_a_frame_that_no_copy_has_is_refused() {
+        let log = frames(4).concat();
+        for bit in 0..log.len() / 4 * 3 * 8 {
+            let mut damaged = log.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            for store in [0, 1, 2, 3] {
+                let agreement = agree(&FoundChain::read(TXN, &damaged), Ok(&read(store)));
+                assert!(matches!(agreement, Err(Disagreement::Damaged(_))), "bit {bit}, store of {store}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_cut_is_repaired_from_the_longer_copy() {
+        let log = frames(4).concat();
+        for store in 1..=4 {
+            for cut in 0..=log.len() {
+                let found = FoundChain::read(TXN, &log[..cut]);
+                let agreement = agree(&found, Ok(&read(store))).unwrap();
+                assert_eq!(agreement.frames, found.len().max(u64::from(store)), "cut at {cut}, store of {store}");
+                assert_eq!(agreement.repairs.is_empty(), found.fault.is_none() && found.len() == u64::from(store));
+            }
+        }
     }
 }

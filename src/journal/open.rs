@@ -109,10 +109,10 @@ pub(super) struct CopiedStore {
 impl CopiedStore {
     /// Copies the store in `from` to `to`, opens the copy and checks it.
     pub fn open(from: &Path, to: &Path, txn: TxnId) -> Result<Self, JournalError> {
-        let (store, torn_snapshot) = Store::open_copy(from, to)?;
+        let (mut store, torn_snapshot) = Store::open_copy(from, to)?;
         let chain = store.chain(txn)?;
         let mut repairs: Vec<Repair> = torn_snapshot.then_some(Repair::TornSnapshot).into_iter().collect();
-        repairs.extend(store.check_ledgers()?.into_iter().map(|disk| Repair::LedgerDropped { disk }));
+        repairs.extend(store.check_ledgers()?);
         Ok(Self { store, chain, repairs })
     }
 }

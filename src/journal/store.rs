@@ -5,8 +5,9 @@
 //! opened; opening may panic, so it is caught.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use sled::transaction::{ConflictableTransactionError, TransactionError, Transact
 use sled::{Batch, Tree};
 
 use super::JournalError;
-use super::chain::{ChainError, ChainFault, FoundChain, FoundFrame};
+use super::chain::{ChainError, ChainFault, FoundChain, FoundFrame, Repair};
 use super::disk::{self, failed};
 
 /// Bytes of a sled value at most.
@@ -29,6 +30,11 @@ const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 const CHECKED_NAME: &str = "checked";
 const DATA_NAME: &str = "db";
 const BLOBS_NAME: &str = "blobs";
+/// Holds the number of ledger writes that are durable, outside of sled: a damaged sled may open as an earlier self of
+/// its own, in which chunks that were taken back are believed again.
+const LEDGER_WRITES_NAME: &str = "ledger-writes";
+/// The same number inside of sled, written with each change of a ledger. Disks have keys of 4 bytes.
+const LEDGER_WRITES_KEY: &[u8] = b"writes";
 const TORN_SNAPSHOT_SUFFIX: &str = ".generating";
 
 /// An open sled store in its directory.
@@ -39,6 +45,7 @@ pub(super) struct Store {
     ledger: Tree,
     seals: Tree,
     data: File,
+    ledger_writes: LedgerWrites,
 }
 
 impl std::fmt::Debug for Store {
@@ -86,7 +93,8 @@ impl Store {
         })?;
         let data_path = directory.join(DATA_NAME);
         let data = File::open(&data_path).map_err(failed(&data_path, "open"))?;
-        Ok(Self { directory: directory.to_owned(), db, events, ledger, seals, data })
+        let ledger_writes = LedgerWrites::open(&directory.join(LEDGER_WRITES_NAME))?;
+        Ok(Self { directory: directory.to_owned(), db, events, ledger, seals, data, ledger_writes })
     }
 
     /// Makes the store durable whole, and lets it count.
@@ -145,12 +153,13 @@ impl Store {
     }
 
     /// Adds to the ledger of one disk. Durable when it returns.
-    pub fn record_chunks(&self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
+    pub fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
         for records in records.chunks(LEDGER_BATCH_ENTRIES_MAX) {
+            let (sealed, changed) = (disk.to_be_bytes(), (self.ledger_writes.number + 1).to_le_bytes());
             guarded(&self.directory, "write ledger", || {
                 let written = (&self.ledger, &self.seals).transaction(|(ledger, seals)| {
                     let refused = |error: LedgerError| ConflictableTransactionError::Abort(error);
-                    let mut seal = match seals.get(disk.to_be_bytes())? {
+                    let mut seal = match seals.get(sealed)? {
                         Some(bytes) => LedgerSeal::decode(&bytes).map_err(refused)?,
                         None => LedgerSeal::default(),
                     };
@@ -161,7 +170,8 @@ impl Store {
                             seal.remove(&key, &old);
                         }
                     }
-                    seals.insert(&disk.to_be_bytes(), &seal.encode()[..])?;
+                    seals.insert(&sealed[..], &seal.encode()[..])?;
+                    seals.insert(LEDGER_WRITES_KEY, &changed[..])?;
                     Ok(())
                 });
                 written.map_err(|error| match error {
@@ -169,18 +179,24 @@ impl Store {
                     TransactionError::Storage(error) => error.into(),
                 })
             })?;
+            self.sync()?;
+            self.ledger_writes.advance()?;
         }
-        self.sync()
+        Ok(())
     }
 
     /// Empties the ledger of one disk. Durable when it returns.
-    pub fn forget_chunks(&self, disk: u32) -> Result<(), JournalError> {
+    pub fn forget_chunks(&mut self, disk: u32) -> Result<(), JournalError> {
         // The empty seal first, durably: from then on no entry is believed, whichever of them a crash leaves.
+        let changed = (self.ledger_writes.number + 1).to_le_bytes();
         guarded(&self.directory, "write ledger", || {
-            self.seals.insert(disk.to_be_bytes(), &LedgerSeal::default().encode()[..])?;
-            Ok(())
+            let mut batch = Batch::default();
+            batch.insert(&disk.to_be_bytes(), &LedgerSeal::default().encode()[..]);
+            batch.insert(LEDGER_WRITES_KEY, &changed[..]);
+            Ok(self.seals.apply_batch(batch)?)
         })?;
         self.sync()?;
+        self.ledger_writes.advance()?;
         guarded(&self.directory, "empty ledger", || {
             loop {
                 let mut batch = Batch::default();
@@ -198,23 +214,42 @@ impl Store {
         self.sync()
     }
 
-    /// Compares the ledgers with their seals and empties those that do not match; says which were dropped.
-    /// A ledger of a newer program is `JournalError::Newer`.
-    pub fn check_ledgers(&self) -> Result<Vec<u32>, JournalError> {
-        let mut dropped = Vec::new();
+    /// Compares the ledgers with their seals, and their age with what is known outside of sled; empties those that
+    /// cannot be believed and says so. A ledger of a newer program is `JournalError::Newer`.
+    pub fn check_ledgers(&mut self) -> Result<Vec<Repair>, JournalError> {
         let (sealed, found) = self.ledger_seals()?;
         let disks: BTreeSet<u32> = sealed.keys().chain(found.keys()).copied().collect();
+        let inside = self.ledger_writes_inside()?;
+        let mut repairs = Vec::new();
+        let is_stale = self.ledger_writes.damaged || inside < self.ledger_writes.number;
+        // A crash may have come between the write inside and the one outside.
+        self.ledger_writes.number = self.ledger_writes.number.max(inside);
+        if is_stale {
+            for disk in disks {
+                self.forget_chunks(disk)?;
+            }
+            // Also where no disk was left: inside and outside agree again.
+            self.forget_chunks(0)?;
+            return Ok(vec![Repair::LedgersStale]);
+        }
         for disk in disks {
             let (sealed, found) = (sealed.get(&disk).copied().flatten(), found.get(&disk).copied().unwrap_or_default());
             if sealed != Some(found) {
                 self.forget_chunks(disk)?;
                 // An empty seal over entries is what a crash in `forget_chunks` leaves: nothing was lost.
                 if sealed != Some(LedgerSeal::default()) {
-                    dropped.push(disk);
+                    repairs.push(Repair::LedgerDropped { disk });
                 }
             }
         }
-        Ok(dropped)
+        Ok(repairs)
+    }
+
+    fn ledger_writes_inside(&self) -> Result<u64, JournalError> {
+        guarded(&self.directory, "check ledger", || {
+            let value = self.seals.get(LEDGER_WRITES_KEY)?;
+            Ok(value.and_then(|bytes| bytes.as_ref().try_into().ok()).map_or(0, u64::from_le_bytes))
+        })
     }
 
     /// For each disk the seal that is written (`None`: unreadable), and the one that its entries make.
@@ -225,8 +260,11 @@ impl Store {
             let (mut sealed, mut found) = (BTreeMap::new(), BTreeMap::<u32, LedgerSeal>::new());
             for entry in &self.seals {
                 let (key, value) = entry?;
-                let disk =
-                    key.as_ref().try_into().map(u32::from_be_bytes).map_err(|_| io::Error::other("a seal's key"))?;
+                if key == LEDGER_WRITES_KEY {
+                    continue;
+                }
+                let disk = key.as_ref().try_into().map(u32::from_be_bytes);
+                let disk = disk.map_err(|_| io::Error::other(format!("a seal's key of {} bytes", key.len())))?;
                 sealed.insert(disk, readable(LedgerSeal::decode(&value), &mut newer));
             }
             for entry in &self.ledger {
@@ -257,6 +295,46 @@ impl Store {
         } else {
             Err(failed(&blobs, "check")(io::Error::other("sled put a value where it is never synced")))
         }
+    }
+}
+
+/// The file that holds the number of durable ledger writes: the number, then its BLAKE3, in one sector.
+struct LedgerWrites {
+    path: PathBuf,
+    file: File,
+    number: u64,
+    damaged: bool,
+}
+
+impl LedgerWrites {
+    fn open(path: &Path) -> Result<Self, JournalError> {
+        if !path.exists() {
+            let mut made = Self { path: path.to_owned(), file: disk::make_file(path)?, number: 0, damaged: false };
+            made.write()?;
+            return Ok(made);
+        }
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed(path, "open"))?;
+        let mut content = Vec::new();
+        (&file).take(64).read_to_end(&mut content).map_err(failed(path, "read"))?;
+        let number = content.first_chunk::<8>().filter(|number| content[8..] == *blake3::hash(&number[..]).as_bytes());
+        let (number, damaged) = (number.map_or(0, |number| u64::from_le_bytes(*number)), number.is_none());
+        Ok(Self { path: path.to_owned(), file, number, damaged })
+    }
+
+    fn advance(&mut self) -> Result<(), JournalError> {
+        self.number += 1;
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), JournalError> {
+        let number = self.number.to_le_bytes();
+        let content = [&number[..], blake3::hash(&number).as_bytes()].concat();
+        self.file
+            .write_all_at(&content, 0)
+            .and_then(|()| self.file.sync_data())
+            .map_err(failed(&self.path, "write"))?;
+        self.damaged = false;
+        Ok(())
     }
 }
 

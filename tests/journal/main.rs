@@ -1,9 +1,12 @@
 //! The journal on a real disk: what it keeps, what it repairs, what it refuses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+mod damage;
 #[path = "../../journal-format/tests/example/mod.rs"]
 mod example;
 mod keeping;
+mod poison;
+mod sharing;
 
 use std::path::{Path, PathBuf};
 
