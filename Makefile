@@ -1,0 +1,66 @@
+# The commands of this project. `make` lists them.
+
+CARGO ?= cargo
+# What talks to hosts runs as root; everything else runs as whoever calls.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env")
+# A directory of its own: another build of the workspace would put a dynamic agent in its place.
+TEST_AGENT_TARGET := $(CURDIR)/target/tmp/agent
+STATIC := -C target-feature=+crt-static
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo install check agent tests docs audit release fuzz-build lab-up lab-shell lab-down
+
+help: ## List these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+test: install check agent tests docs ## Everything that has to hold: format, lints, all tests, documentation
+
+demo: install release ## Clone a VM between two real hosts on this machine, killed in the middle and resumed
+	$(SUDO) tests/lab/demo
+
+install: ## Install the Debian packages that building and testing need
+	tests/lab/install
+
+check: ## Format and lints
+	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+
+agent: ## The agent as tests use it: static, as it is shipped
+	$(CARGO) rustc --package kvm-clone-agent --bin kvm-clone-agent --target-dir $(TEST_AGENT_TARGET) -- $(STATIC)
+
+# Tests are built by whoever calls, and run as root: those with hosts need it.
+tests: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
+ifneq ($(SUDO),)
+tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(SUDO)
+endif
+tests: agent ## All tests: unit, conformance, simulation, command line, lab
+	$(CARGO) test --workspace --all-features
+
+docs: export RUSTDOCFLAGS := -D warnings
+docs: ## The code's documentation
+	$(CARGO) doc --workspace --no-deps
+
+audit: ## Licences, banned crates, where crates come from
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked
+	$(CARGO) deny check --hide-inclusion-graph licenses bans sources
+
+release: ## target/release/kvm-clone, and beside it the static kvm-clone-agent
+	$(CARGO) build --release --package kvm-clone --bin kvm-clone
+	$(CARGO) rustc --release --package kvm-clone-agent --bin kvm-clone-agent -- $(STATIC)
+	@! readelf --program-headers target/release/kvm-clone-agent | grep -q INTERP || { echo "the agent is not static" >&2; exit 1; }
+
+fuzz-build: ## The fuzz targets (needs a nightly toolchain)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
+	$(CARGO) +nightly fuzz build
+
+lab-up: install ## Two hosts to try things on
+	$(SUDO) tests/lab/lab up
+	@$(SUDO) tests/lab/lab env
+
+lab-shell: ## A shell on one of them (HOST=a or HOST=b)
+	@$(SUDO) tests/lab/lab shell $(or $(HOST),a)
+
+lab-down: ## And away with them
+	$(SUDO) tests/lab/lab down
