@@ -18,9 +18,9 @@ const RECORD_BYTES: u64 = 16 << 20;
 const STAGING_INODES: u64 = 3;
 /// Inodes of a host record with its parents and the clone's definition.
 const RECORD_INODES: u64 = 8;
-/// Filesystems that have no hard links, by name or by magic. A trial would have to write, so the rest is believed;
-/// one that refuses all the same fails at the claim or at publishing, which are undone.
-const NO_HARD_LINKS: [&str; 8] = ["vfat", "msdos", "0x4d44", "exfat", "0x2011bab0", "iso9660", "squashfs", "erofs"];
+/// Filesystems that have no hard links. A trial would have to write, so the others are believed; one that refuses all
+/// the same fails at the claim or at publishing, which are undone.
+const NO_HARD_LINKS: [&str; 3] = ["vfat", "exfat", "fuse.exfat"];
 
 pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &ControllerId) {
     let (host, name) = (survey.destination.name.as_str(), &survey.new_name);

@@ -49,8 +49,16 @@ fn look_at_disk(
     let image = match look_at_image(host, accounts, path) {
         Ok(Some(facts)) => SourceImage::Readable(facts),
         Ok(None) => SourceImage::Missing,
-        Err(fault) if matches!(fault.kind, FaultKind::Denied | FaultKind::Io) => SourceImage::Unreadable(fault.detail),
-        Err(fault) => return Err(fault),
+        Err(fault) => match fault.kind {
+            // No answer about the file.
+            FaultKind::Unreachable
+            | FaultKind::TimedOut
+            | FaultKind::Interrupted
+            | FaultKind::LibvirtDown
+            | FaultKind::Fenced
+            | FaultKind::Unusable => return Err(fault),
+            _ => SourceImage::Unreadable(fault.detail),
+        },
     };
     Ok(SourceDisk { index: disk.index, target: disk.target.clone(), format, path: path.to_owned(), image })
 }
