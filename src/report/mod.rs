@@ -5,9 +5,15 @@ pub mod list;
 pub mod live;
 pub mod plan;
 pub mod quantity;
+pub mod rate;
 mod reading;
 pub mod show;
 pub mod status;
 pub mod step;
 pub mod table;
 pub mod transaction;
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

@@ -7,8 +7,9 @@ use super::status::Status;
 use super::table::lay_out;
 use super::transaction::{DiskView, FindingView, TransactionLog};
 
-/// Everything a person needs of a transaction; with `events` its whole journal too.
-pub fn human(log: &TransactionLog, events: bool) -> String {
+/// Everything a person needs of a transaction; with `events` its whole journal too. `program`: how this program is
+/// called, for the commands that are suggested.
+pub fn human(log: &TransactionLog, events: bool, program: &str) -> String {
     let mut text = String::new();
     head(log, &mut text);
     let _ = write!(text, "\n{}", disks(&log.disks));
@@ -43,7 +44,7 @@ pub fn human(log: &TransactionLog, events: bool) -> String {
             );
         }
     }
-    let next = next(log);
+    let next = next(log, program);
     if !next.is_empty() {
         let _ = write!(text, "\nNext\n{next}");
     }
@@ -139,11 +140,11 @@ pub fn stuck(finding: &FindingView) -> String {
     text
 }
 
-/// The commands that fit the status, with what each would do; empty when nothing is left to do.
-pub fn next(log: &TransactionLog) -> String {
+/// The commands that fit the status, a line each, with what they would do; empty when nothing is left to do.
+pub fn next(log: &TransactionLog, program: &str) -> String {
     let id = &log.transaction_id;
     choices(log).iter().fold(String::new(), |mut text, (command, effect)| {
-        let _ = writeln!(text, "  kvm-clone {command} {id}    {effect}");
+        let _ = writeln!(text, "  {program} {command} {id}\n      {effect}");
         text
     })
 }

@@ -56,7 +56,7 @@ pub fn describe(plan: &PlanV1, step: StepRef) -> StepText {
 fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
     let host = &plan.request.destination.address;
     match step {
-        StepV1::ReserveRecord => text("reserve_record", String::new(), format!("reserve: host record on {host}")),
+        StepV1::ReserveRecord => text("reserve_record", String::new(), format!("make the host record on {host}")),
         StepV1::ClaimName => {
             let name = plan.request.new_name.clone();
             let line = format!("claim the name {name} on {host}");

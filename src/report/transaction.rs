@@ -67,6 +67,7 @@ pub struct VmView {
 
 /// The request's options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "they mirror the request's switches")]
 pub struct OptionsView {
     /// Start the clone once it is finished.
     pub start: bool,
