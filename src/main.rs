@@ -1,3 +1,5 @@
 //! The program's entry: everything is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    kvm_clone::cli::main()
+}

@@ -1,1 +1,148 @@
-//! The command line: one file a command; the only place that prints.
+//! The command line: one file a command; the only place that prints. Every command ends in an `ExitStatus`, and every
+//! failure says what, where, why and what to do next.
+
+mod attempt;
+mod conclusion;
+mod error;
+mod exit;
+mod journal;
+mod list;
+mod recover;
+mod resume;
+mod rollback;
+mod run;
+mod session;
+mod show;
+mod terminal;
+mod vms;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use error::CliError;
+pub use exit::ExitStatus;
+use session::Session;
+use terminal::Terminal;
+
+/// Clones libvirt/KVM virtual machines between hosts. A clone is a transaction: after a crash of anything it is
+/// resumed to the same result, or rolled back to the world as it was.
+#[derive(Debug, Parser)]
+#[command(name = "kvm-clone", version, arg_required_else_help = true, after_help = EXIT_HELP)]
+#[command(disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_HELP: &str = "\
+Exit status: 0 done; 1 failed and rolled back; 2 wrong usage; 3 suspended, resume or roll back; 4 stuck, a person must \
+act; 5 refused, nothing touched; 6 journal damaged or newer; 7 held by another process or controller.
+
+TXN is a transaction's id, or four or more digits that begin or end it, such as the last 8 that `list` shows.";
+
+const STATE_DIR_HELP: &str = "\
+Directory of the transactions' journals [default: $KVM_CLONE_STATE_DIR, else /var/lib/kvm-clone for root and \
+$XDG_STATE_HOME/kvm-clone for others]";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+struct Global {
+    /// Directory of the transactions' journals
+    #[arg(long, global = true, value_name = "DIR", help = STATE_DIR_HELP)]
+    state_dir: Option<PathBuf>,
+    /// Print the result as JSON on standard output, and nothing else there
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more: log messages of level info, the whole journal in `show`
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    /// No progress, only results, warnings and errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Clone a shut-off VM from one host to another
+    #[command(visible_alias = "clone")]
+    Run(Box<run::RunArgs>),
+    /// Go on with an unfinished transaction
+    Resume(resume::ResumeArgs),
+    /// Undo an unfinished transaction: the world becomes as it was before
+    Rollback(rollback::RollbackArgs),
+    /// Show what is unfinished and what to do about it, or do it
+    Recover(recover::RecoverArgs),
+    /// List the transactions
+    List,
+    /// Show one transaction
+    Show(show::ShowArgs),
+    /// List the VMs of hosts
+    Vms(vms::VmsArgs),
+    /// Check or export a transaction's journal
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
+}
+
+/// Runs the command line and gives the exit status.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error).into(),
+    };
+    let terminal = Terminal::new(cli.global.json, cli.global.quiet, cli.global.verbose);
+    terminal.start_logging();
+    let ended =
+        Session::open(cli.global.state_dir.as_deref(), terminal.clone()).and_then(|session| match cli.command {
+            Command::Run(args) => run::run(&args, &session),
+            Command::Resume(args) => resume::resume(&args, &session),
+            Command::Rollback(args) => rollback::rollback(&args, &session),
+            Command::Recover(args) => recover::recover(&args, &session),
+            Command::List => list::list(&session),
+            Command::Show(args) => show::show(&args, &session),
+            Command::Vms(args) => vms::vms(&args, &session),
+            Command::Journal(command) => journal::journal(&command, &session),
+        });
+    let status = ended.unwrap_or_else(|error| {
+        terminal.error(&error);
+        error.exit
+    });
+    status.into()
+}
+
+/// Help, version, or words that the command line does not know.
+fn misused(error: &clap::Error) -> ExitStatus {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Nobody is left to tell when standard output is closed.
+        let _ = error.print();
+        return ExitStatus::Done;
+    }
+    // What was typed could not be read whole, so whether JSON was wanted is looked up in the words themselves.
+    let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if json {
+        let text = error.render().to_string();
+        let message = text.trim_start_matches("error: ").trim_end();
+        Terminal::new(true, false, false).error(&CliError::usage(message, "see `kvm-clone --help`"));
+    } else {
+        let _ = error.print();
+    }
+    ExitStatus::Usage
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

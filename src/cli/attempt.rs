@@ -1,0 +1,66 @@
+//! One attempt in one transaction: what `run`, `resume`, `rollback` and `recover` have in common.
+
+use journal_format::{AttemptPurpose, EventV1, PlanV1, TxnId};
+
+use super::conclusion::Conclusion;
+use super::error::CliError;
+use super::exit::ExitStatus;
+use super::session::Session;
+use super::watch::Watcher;
+use crate::engine::{self, Settings};
+use crate::host::{Access, RealWorld};
+use crate::journal::{FileJournal, Journal, JournalError};
+use crate::report::transaction::TransactionLog;
+use crate::request::ByteRate;
+
+/// Opens a transaction that is there and drives it as far as it goes.
+pub fn reopen(
+    txn: TxnId,
+    purpose: AttemptPurpose,
+    bandwidth_limit: Option<ByteRate>,
+    session: &Session,
+) -> Result<Conclusion, CliError> {
+    let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
+    let (mut journal, repairs) = FileJournal::open(&session.state, txn).map_err(|error| journal_error(&error))?;
+    for repair in repairs {
+        session.terminal.warning(&format!("journal of {txn}: {repair}"));
+    }
+    drive(&mut journal, purpose, bandwidth_limit, session)
+}
+
+/// Drives the transaction of an open journal as far as it goes, and says how that ended.
+pub fn drive(
+    journal: &mut dyn Journal,
+    purpose: AttemptPurpose,
+    bandwidth_limit: Option<ByteRate>,
+    session: &Session,
+) -> Result<Conclusion, CliError> {
+    let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
+    let settings = Settings {
+        purpose,
+        controller_pid: std::process::id(),
+        bandwidth_limit_bytes_per_second: bandwidth_limit.map(ByteRate::bytes_per_second),
+    };
+    let plan = plan_of(journal).map_err(|error| journal_error(&error))?;
+    let access = |endpoint| Access::from_endpoint(endpoint).map_err(CliError::from);
+    let (source, destination) = (access(&plan.request.source)?, access(&plan.request.destination)?);
+    let world = RealWorld::new(session.connector()?, source, destination, Some(plan.txn));
+    let mut watcher = Watcher::new(plan, &session.live, &session.terminal);
+    let ending = engine::drive(&world, journal, &mut watcher, &settings).map_err(|error| journal_error(&error))?;
+    drop(watcher);
+    // The attempt has ended: nobody drives it any more.
+    let log = TransactionLog::of(journal.records(), false, session.live.read(journal.txn()))
+        .map_err(|error| journal_error(&damaged(journal, error.to_string())))?;
+    Ok(Conclusion::new(ending, log, session.program()))
+}
+
+fn plan_of(journal: &dyn Journal) -> Result<PlanV1, JournalError> {
+    match journal.records().first().map(|record| &record.event) {
+        Some(EventV1::Begun { plan }) => Ok(plan.as_ref().clone()),
+        _ => Err(damaged(journal, "it does not begin with a plan".to_owned())),
+    }
+}
+
+fn damaged(journal: &dyn Journal, what: String) -> JournalError {
+    JournalError::Damaged { path: journal.txn().to_string(), what }
+}

@@ -1,0 +1,116 @@
+//! `recover`: what is unfinished here and what to do about it; or does it, for all of them.
+
+use std::fmt::Write;
+
+use clap::Args;
+use journal_format::{AttemptPurpose, TxnId};
+use serde_json::{Value, json};
+
+use super::attempt::reopen;
+use super::error::CliError;
+use super::exit::ExitStatus;
+use super::session::Session;
+use crate::report::list::ListEntry;
+use crate::report::show::{choices, next};
+use crate::report::status::Status;
+use crate::report::transaction::TransactionLog;
+
+/// What to do with all unfinished transactions; nothing asked for: only show them.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// Resume every interrupted transaction; finish those that are rolling back or cleaning up
+    #[arg(long, conflicts_with = "rollback_all")]
+    resume_all: bool,
+    /// Roll every interrupted transaction back; finish those that are rolling back or cleaning up
+    #[arg(long)]
+    rollback_all: bool,
+}
+
+impl RecoverArgs {
+    /// What is to be done with a transaction in this status; `None`: it is only shown. A transaction has one way left
+    /// once it turned back or was committed; a running one is left alone, and a stuck one waits for a person.
+    fn purpose(&self, status: Status) -> Option<AttemptPurpose> {
+        match status {
+            _ if !self.resume_all && !self.rollback_all => None,
+            Status::Interrupted if self.resume_all => Some(AttemptPurpose::Resume),
+            Status::Interrupted | Status::RollingBack => Some(AttemptPurpose::Rollback),
+            Status::CleaningUp => Some(AttemptPurpose::Resume),
+            Status::Running | Status::Stuck | Status::Committed | Status::RolledBack | Status::Abandoned => None,
+        }
+    }
+}
+
+/// Shows, or brings to an end, every unfinished transaction; the worst ending counts. One failure keeps none of the
+/// others from being looked at.
+pub fn recover(args: &RecoverArgs, session: &Session) -> Result<ExitStatus, CliError> {
+    let mut worst = ExitStatus::Done;
+    let mut values = Vec::new();
+    let mut text = String::new();
+    for txn in session.transactions()? {
+        match recover_one(args, txn, session, &mut text) {
+            Ok(None) => {}
+            Ok(Some((status, value))) => {
+                worst = worst.worse(status);
+                values.push(value);
+            }
+            Err(error) => {
+                worst = worst.worse(error.exit);
+                session.terminal.complain(&error);
+                values.push(json!({ "id": txn.to_string(), "exit_status": error.exit as u8, "error": error.view() }));
+            }
+        }
+    }
+    session.terminal.result(&values, || if values.is_empty() { "nothing is unfinished\n".to_owned() } else { text });
+    Ok(worst)
+}
+
+/// Deals with one transaction; `None` when nothing of it is unfinished.
+fn recover_one(
+    args: &RecoverArgs,
+    txn: TxnId,
+    session: &Session,
+    text: &mut String,
+) -> Result<Option<(ExitStatus, Value)>, CliError> {
+    let seen = session.see(txn).map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
+    let log = seen.log;
+    if !log.status.is_unfinished() {
+        return Ok(None);
+    }
+    let purpose = args.purpose(log.status).filter(|_| !session.is_interrupted());
+    let Some(purpose) = purpose else {
+        describe(&log, session, text);
+        let acting = args.resume_all || args.rollback_all;
+        let status = match log.status {
+            Status::Stuck if acting => ExitStatus::Stuck,
+            Status::Running if acting => ExitStatus::Held,
+            // Ctrl-C came before its turn.
+            _ if acting => ExitStatus::Suspended,
+            _ => ExitStatus::Done,
+        };
+        return Ok(Some((status, view(&log, status))));
+    };
+    session.terminal.note(&format!("transaction {txn}: {} → {}", log.source.vm_name, log.destination.vm_name));
+    let conclusion = reopen(txn, purpose, None, session)?;
+    conclusion.say(&session.terminal);
+    text.push_str(&conclusion.human());
+    Ok(Some((conclusion.status, conclusion.json())))
+}
+
+fn describe(log: &TransactionLog, session: &Session, text: &mut String) {
+    let (source, clone) = (&log.source, &log.destination);
+    let _ = writeln!(
+        text,
+        "{}  {} on {} → {} on {}: {}, {} %",
+        log.transaction_id, source.vm_name, source.host, clone.vm_name, clone.host, log.status, log.progress.percent
+    );
+    text.push_str(&next(log, session.program()));
+}
+
+fn view(log: &TransactionLog, status: ExitStatus) -> Value {
+    let mut value = json!(ListEntry::from(log));
+    if let Value::Object(object) = &mut value {
+        object.insert("exit_status".into(), json!(status as u8));
+        object.extend(choices(log).into_iter().map(|(command, effect)| (command.to_owned(), Value::String(effect))));
+    }
+    value
+}

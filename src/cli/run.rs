@@ -1,0 +1,199 @@
+//! `run SRC DST VM`: clone a VM.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::Args;
+use journal_format::{AttemptPurpose, Epoch, EventV1, PlanV1, RecordV1};
+use serde_json::json;
+
+use super::attempt::drive;
+use super::error::{CliError, Problem};
+use super::exit::ExitStatus;
+use super::session::{Session, now};
+use crate::domain::DomainName;
+use crate::host::{Access, Address, RealWorld};
+use crate::journal::FileJournal;
+use crate::plan::Circumstances;
+use crate::preflight::{self, Prepared, Report};
+use crate::report::plan::{PlanView, human};
+use crate::request::{ByteRate, ChunkSize, Request, Target};
+use crate::survey::SurveyError;
+use crate::world::{Side, World};
+
+/// Which VM, from where to where, and how.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub struct RunArgs {
+    /// Host that has the VM: `local`, `[user@]host[:port]`, or an alias of ~/.ssh/config
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// Host that gets the clone, likewise
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// Name or UUID of the VM; it must be shut off
+    vm: String,
+    /// Name of the clone [default: <VM>_clone]
+    #[arg(long, value_name = "NAME")]
+    new_name: Option<String>,
+    /// Look and plan, print the plan, touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Start the clone once it is finished
+    #[arg(long)]
+    start: bool,
+    /// Keep the MAC addresses of the source
+    #[arg(long)]
+    preserve_mac: bool,
+    /// Plug interfaces of network or bridge A into B on the destination; may be given several times
+    #[arg(long, value_name = "A=B")]
+    network_map: Vec<String>,
+    /// Put the disks into this storage pool of the destination
+    #[arg(long, conflicts_with = "directory")]
+    pool: Option<String>,
+    /// Put the disks into this directory of the destination
+    #[arg(long, value_name = "DIR")]
+    directory: Option<String>,
+    /// Send at most this much a second: 100M, 1.5G (bytes) or 800Mbit
+    #[arg(long, value_name = "RATE")]
+    bandwidth_limit: Option<String>,
+    /// Do not read the clone's disks back before they are published
+    #[arg(long)]
+    no_verify: bool,
+    /// Allocate the clone's disks whole, without holes
+    #[arg(long)]
+    prealloc: bool,
+    /// Bytes of a chunk, a power of two from 64K to 16M
+    #[arg(long, value_name = "SIZE", default_value = "1M")]
+    chunk_size: String,
+    /// Private key file for both hosts
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
+    /// Suspend after this many seconds, as Ctrl-C does
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+}
+
+/// Request → survey → preflight → plan → journal → engine.
+pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
+    let request = args.request()?;
+    let deadline = Deadline::start(args.timeout, session)?;
+    let Prepared { report, plan, .. } = prepare(&request, session)?;
+    for warning in &report.warnings {
+        session.terminal.warning(&warning.to_string());
+    }
+    let plan = plan.ok_or_else(|| blocked(&report))?;
+    if args.dry_run {
+        let view = PlanView::from(&plan);
+        session.terminal.result(&json!({ "plan": &view, "warnings": report.warnings }), || human(&view));
+        return Ok(ExitStatus::Done);
+    }
+    let mut journal = begin(plan, session)?;
+    let conclusion = drive(&mut journal, AttemptPurpose::Run, None, session)?;
+    deadline.say_if_reached(session);
+    Ok(conclusion.tell(&session.terminal))
+}
+
+/// Asks both hosts; nothing is touched.
+fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
+    let controller = session.controller()?;
+    let access = |address: &Address| Access::new(address.clone(), request.key_file.clone());
+    let world = RealWorld::new(session.connector()?, access(&request.source), access(&request.destination), None);
+    let connect = |side| world.connect(side).map_err(|fault| CliError::before_begun(&fault));
+    let (source, destination) = (connect(Side::Source)?, connect(Side::Destination)?);
+    let mut circumstances = Circumstances { controller: &controller, now: world.now(), random: &mut || world.random() };
+    let prepared = preflight::prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances);
+    // The attempt brings its own agents: what may change something knows its transaction from its start.
+    world.disconnect(Side::Source);
+    world.disconnect(Side::Destination);
+    prepared.map_err(|error| match error {
+        SurveyError::Host(fault) => CliError::before_begun(&fault),
+        error => CliError::new(ExitStatus::Refused, error.to_string(), "nothing was touched"),
+    })
+}
+
+/// Writes the plan into a new journal. From here on there is a transaction.
+fn begin(plan: PlanV1, session: &Session) -> Result<FileJournal, CliError> {
+    session.terminal.note(&format!(
+        "transaction {}: {} on {} → {} on {}",
+        plan.txn,
+        plan.request.vm_name,
+        plan.request.source.address,
+        plan.request.new_name,
+        plan.request.destination.address
+    ));
+    let record = RecordV1 { at: now(), epoch: Epoch(0), event: EventV1::Begun { plan: Box::new(plan) } };
+    FileJournal::create(&session.state, record).map_err(|error| CliError::journal(&error, ExitStatus::Refused))
+}
+
+/// Everything that is in the way, at once.
+fn blocked(report: &Report) -> CliError {
+    let held = report.exit() == Some(ExitStatus::Held as u8);
+    let exit = if held { ExitStatus::Held } else { ExitStatus::Refused };
+    let message = match report.blockers.len() {
+        1 => "one thing is in the way; nothing was touched".to_owned(),
+        count => format!("{count} things are in the way; nothing was touched"),
+    };
+    let problems = report.blockers.iter().map(|blocker| Problem {
+        kind: json!(blocker.kind),
+        host: blocker.host.clone(),
+        message: blocker.message.clone(),
+        hint: blocker.advice.clone(),
+    });
+    CliError { exit, message, hint: String::new(), problems: problems.collect() }
+}
+
+impl RunArgs {
+    /// What was typed, as a request. Contacts nobody.
+    fn request(&self) -> Result<Request, CliError> {
+        let mut request = Request::new(self.source.parse()?, self.destination.parse()?, self.vm.parse()?);
+        request.new_name = self.new_name.as_deref().map(DomainName::new).transpose()?;
+        request.target = match (&self.pool, &self.directory) {
+            (Some(pool), _) => Target::pool(pool)?,
+            (_, Some(directory)) => Target::directory(directory)?,
+            _ => Target::LikeSource,
+        };
+        request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        request.start = self.start;
+        request.preserve_mac = self.preserve_mac;
+        request.verify = !self.no_verify;
+        request.preallocate = self.prealloc;
+        request.bandwidth_limit = self.bandwidth_limit.as_deref().map(str::parse::<ByteRate>).transpose()?;
+        request.chunk_size = self.chunk_size.parse::<ChunkSize>()?;
+        request.key_file = self.ssh_key.as_deref().map(std::path::absolute).transpose().map_err(|error| {
+            CliError::usage(format!("key file {:?}: {error}", self.ssh_key), "give the absolute path of a private key")
+        })?;
+        request.check()?;
+        Ok(request)
+    }
+}
+
+/// The time limit of a run.
+struct Deadline {
+    seconds: u64,
+    reached: Arc<AtomicBool>,
+}
+
+impl Deadline {
+    /// Raises the interruption once the time is over.
+    fn start(seconds: Option<u64>, session: &Session) -> Result<Self, CliError> {
+        let deadline = Self { seconds: seconds.unwrap_or(0), reached: Arc::default() };
+        if let Some(seconds) = seconds {
+            let (interrupt, reached) = (session.interrupt()?, Arc::clone(&deadline.reached));
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(seconds));
+                reached.store(true, Ordering::SeqCst);
+                interrupt.raise();
+            });
+        }
+        Ok(deadline)
+    }
+
+    fn say_if_reached(&self, session: &Session) {
+        if self.reached.load(Ordering::SeqCst) {
+            session.terminal.warning(&format!("the time limit of {} seconds was reached", self.seconds));
+        }
+    }
+}

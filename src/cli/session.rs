@@ -1,0 +1,138 @@
+//! What every command has at hand: the state directory, the terminal, and the flag that Ctrl-C raises.
+
+use std::cell::OnceCell;
+use std::path::Path;
+use std::time::SystemTime;
+
+use journal_format::{ControllerId, TxnId, UnixMillis};
+
+use super::error::CliError;
+use super::exit::ExitStatus;
+use super::terminal::Terminal;
+use crate::host::{ConnectOptions, Connector, Interrupt};
+use crate::journal::{self, JournalError, StateDir};
+use crate::report::live::LiveDirectory;
+use crate::report::transaction::TransactionLog;
+
+/// One run of the program.
+pub struct Session {
+    /// Where it speaks.
+    pub terminal: Terminal,
+    /// The transactions' journals.
+    pub state: StateDir,
+    /// What running transactions report of themselves.
+    pub live: LiveDirectory,
+    interrupt: OnceCell<Interrupt>,
+    program: String,
+}
+
+/// A transaction as a reader sees it.
+pub struct Seen {
+    /// When it was planned.
+    pub began: UnixMillis,
+    /// All of it.
+    pub log: TransactionLog,
+}
+
+impl Session {
+    /// Finds the state directory that the option, the environment or the user's place names.
+    pub fn open(state_dir: Option<&Path>, terminal: Terminal) -> Result<Self, CliError> {
+        let state = StateDir::locate(state_dir)?;
+        let program = match state_dir {
+            Some(_) => format!("kvm-clone --state-dir {}", shell_word(&state.path().display().to_string())),
+            None => "kvm-clone".to_owned(),
+        };
+        let live = LiveDirectory::beside(state.path());
+        Ok(Self { terminal, state, live, interrupt: OnceCell::new(), program })
+    }
+
+    /// How this program is called, for the commands that are suggested.
+    pub fn program(&self) -> &str {
+        &self.program
+    }
+
+    /// Reads a transaction without its lock. A journal that cannot be folded is damaged.
+    pub fn see(&self, txn: TxnId) -> Result<Seen, JournalError> {
+        let snapshot = journal::read(&self.state, txn)?;
+        let began = snapshot.records.first().map_or(UnixMillis(0), |record| record.at);
+        let log = TransactionLog::of(&snapshot.records, snapshot.holder.is_some(), self.live.read(txn));
+        let damaged =
+            |what: String| JournalError::Damaged { path: self.state.txn_path(txn).display().to_string(), what };
+        Ok(Seen { began, log: log.map_err(|error| damaged(error.to_string()))? })
+    }
+
+    /// All transactions, oldest first.
+    pub fn transactions(&self) -> Result<Vec<TxnId>, CliError> {
+        self.state.transactions().map_err(|error| CliError::journal(&error, ExitStatus::Refused))
+    }
+
+    /// The flag that Ctrl-C and SIGTERM raise. From the first call on they end nothing by themselves.
+    pub fn interrupt(&self) -> Result<Interrupt, CliError> {
+        if let Some(interrupt) = self.interrupt.get() {
+            return Ok(interrupt.clone());
+        }
+        let interrupt = Interrupt::new();
+        interrupt.raise_on_signals().map_err(|error| {
+            let message = format!("signals cannot be caught: {error}");
+            CliError::new(ExitStatus::Refused, message, "nothing was touched; see `ulimit -n` and `ulimit -u`")
+        })?;
+        Ok(self.interrupt.get_or_init(|| interrupt).clone())
+    }
+
+    /// Whether Ctrl-C or SIGTERM came.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupt.get().is_some_and(Interrupt::is_raised)
+    }
+
+    /// What connects to hosts. Contacts nobody.
+    pub fn connector(&self) -> Result<Connector, CliError> {
+        let options = ConnectOptions { interrupt: self.interrupt()?, ..ConnectOptions::default() };
+        Connector::new(options).map_err(|error| {
+            let message = format!("no thread or file can be had to connect with: {error}");
+            CliError::new(ExitStatus::Refused, message, "nothing was touched; see `ulimit -n` and `ulimit -u`")
+        })
+    }
+
+    /// This controller.
+    pub fn controller(&self) -> Result<ControllerId, CliError> {
+        const MACHINE_ID: &str = "/etc/machine-id";
+        let machine_id = std::fs::read_to_string(MACHINE_ID).map(|text| text.trim().to_owned()).unwrap_or_default();
+        if machine_id.is_empty() {
+            return Err(CliError::new(
+                ExitStatus::Refused,
+                format!("{MACHINE_ID} of this machine cannot be read or is empty: it names the controller"),
+                "`systemd-machine-id-setup` makes it; nothing was touched",
+            ));
+        }
+        Ok(ControllerId { machine_id, state_dir: self.state.path().display().to_string() })
+    }
+}
+
+/// The time by this machine's clock.
+pub fn now() -> UnixMillis {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A word as a shell takes it.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggested_commands_can_be_pasted() {
+        assert_eq!(shell_word("/srv/state-1"), "/srv/state-1");
+        assert_eq!(shell_word("/a b"), "'/a b'");
+        assert_eq!(shell_word("/it's"), "'/it'\\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
+}

@@ -1,0 +1,155 @@
+//! The terminal: results to standard output, everything else to standard error. With `--json` standard output carries
+//! one JSON value and nothing else.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use serde::Serialize;
+use serde_json::json;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::error::CliError;
+use crate::report::quantity::printable;
+
+/// Where the program speaks. Clones speak to the same place.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+    bars: MultiProgress,
+}
+
+impl Terminal {
+    /// A terminal as the global options have it.
+    pub fn new(json: bool, quiet: bool, verbose: bool) -> Self {
+        let drawing = io::stderr().is_terminal() && !quiet;
+        let target = if drawing { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { json, quiet, verbose, bars: MultiProgress::with_draw_target(target) }
+    }
+
+    /// Lets log messages (`KVM_CLONE_LOG`, by default warnings) go to standard error, above the progress bars.
+    pub fn start_logging(&self) {
+        let filter = EnvFilter::builder()
+            .with_default_directive(if self.verbose { tracing::Level::INFO } else { tracing::Level::WARN }.into())
+            .with_env_var("KVM_CLONE_LOG")
+            .from_env_lossy();
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(AboveBars(self.bars.clone()))
+            .with_ansi(io::stderr().is_terminal())
+            .finish();
+        // A second subscriber can only be a caller's own, and then that one is wanted.
+        let _ = tracing::subscriber::set_global_default(subscriber);
+    }
+
+    /// Whether results are JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether more than the usual was asked for.
+    pub fn is_verbose(&self) -> bool {
+        self.verbose
+    }
+
+    /// Whether progress is drawn in place, rather than told in lines.
+    pub fn draws(&self) -> bool {
+        !self.bars.is_hidden()
+    }
+
+    /// The bars.
+    pub fn bars(&self) -> &MultiProgress {
+        &self.bars
+    }
+
+    /// What was asked for: on standard output, as JSON or for people.
+    pub fn result(&self, value: &impl Serialize, human: impl FnOnce() -> String) {
+        if !self.json {
+            return to_stdout(&human());
+        }
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => to_stdout(&(text + "\n")),
+            Err(error) => self.line(&format!("error: the result cannot be written as JSON: {error}")),
+        }
+    }
+
+    /// Something that happens: on standard error, unless `--quiet`.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// Something that an operator should know: on standard error.
+    pub fn warning(&self, text: &str) {
+        self.line(&format!("warning: {}", printable(text)));
+    }
+
+    /// A command that failed and has no other result.
+    pub fn error(&self, error: &CliError) {
+        self.complain(error);
+        if self.json {
+            self.result(&json!({ "error": error.view() }), String::new);
+        }
+    }
+
+    /// The words of a failure: on standard error.
+    pub fn complain(&self, error: &CliError) {
+        let mut text = format!("error: {}", indented(&error.message));
+        for problem in &error.problems {
+            let _ = write!(text, "\n  - {}", indented(&problem.message));
+            push_hint(&mut text, "    ", &problem.hint);
+        }
+        push_hint(&mut text, "  ", &error.hint);
+        self.line(&text);
+    }
+
+    fn line(&self, text: &str) {
+        self.bars.suspend(|| {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(io::stderr(), "{text}");
+        });
+    }
+}
+
+fn push_hint(text: &mut String, indent: &str, hint: &str) {
+    if !hint.is_empty() {
+        let _ = write!(text, "\n{indent}hint: {}", indented(hint));
+    }
+}
+
+/// Line breaks of a message are kept and indented; other control characters never reach the terminal.
+fn indented(text: &str) -> String {
+    text.trim_end().lines().map(printable).collect::<Vec<_>>().join("\n  ")
+}
+
+fn to_stdout(text: &str) {
+    let mut stdout = io::stdout().lock();
+    // A reader that has seen enough (`| head`) is no failure of ours.
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Writes log lines without tearing the bars.
+#[derive(Clone)]
+struct AboveBars(MultiProgress);
+
+impl<'a> MakeWriter<'a> for AboveBars {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
