@@ -1,0 +1,8 @@
+//! The real program on the command line: exit statuses, messages, JSON. No host is contacted here.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod damage;
+mod program;
+mod reading;
+mod transactions;
+mod usage;
