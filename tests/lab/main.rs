@@ -121,7 +121,7 @@ fn faults_happen_and_pass() {
     let host = lab.b();
 
     host.cut_link();
-    assert!(ssh(&lab, "b", "true").contains("timed out"), "a cut link answers nothing");
+    assert_ne!(ssh(&lab, "b", "hostname"), "host-b", "a cut link answers nothing");
     host.join_link();
     assert_eq!(ssh(&lab, "b", "hostname"), "host-b");
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub use host::{Host, Service};
 pub use image::{Content, Format};
 pub use outside::Outside;
-pub use program::{Controller, Finished, Running};
+pub use program::{Controller, Finished, RUN_BOUND, Running, staged_bytes};
 pub use vm::{Disk, Vm};
 
 /// The lab's own program, which also people use.
