@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use roxmltree::Node;
 
 use super::DomainError;
-use super::definition::scaled_bytes;
+use super::definition::{is_automatic_tap, scaled_bytes};
 use super::xml::{elements, is_plain, parse};
 
 /// Pairs of elements that are looked at in one comparison. libvirt's definitions need some thousands.
@@ -102,11 +102,14 @@ struct Comparison {
 
 /// The children of two elements: who is whose counterpart, and who has none.
 struct Pairs<'a, 'i, 'b, 'j> {
-    pairs: Vec<(Node<'a, 'i>, Node<'b, 'j>)>,
+    matched: Vec<(Node<'a, 'i>, Node<'b, 'j>)>,
     /// Sent, with something of its name that is left over, if there is any.
     lost: Vec<(Node<'a, 'i>, Option<Node<'b, 'j>>)>,
     added: Vec<Node<'b, 'j>>,
 }
+
+/// The children of one name: sent, and got.
+type Group<'a, 'i, 'b, 'j> = (Vec<Node<'a, 'i>>, Vec<Node<'b, 'j>>);
 
 impl Comparison {
     /// Collects what was added; the first thing that was lost is the error.
@@ -149,7 +152,7 @@ impl Comparison {
             return Err(ReadBackError::Lost { path, sent: show_element(*lost), got: "nothing".to_owned() });
         }
         added.extend(pairs.added.iter().map(|new| format!("{path}/{}: {}", new.tag_name().name(), show_element(*new))));
-        for (child, counterpart) in pairs.pairs {
+        for (child, counterpart) in pairs.matched {
             self.walk(child, counterpart, &format!("{path}/{}", place(child)), added)?;
         }
         Ok(())
@@ -178,25 +181,26 @@ impl Comparison {
         sent: Node<'a, 'i>,
         got: Node<'b, 'j>,
     ) -> Result<Pairs<'a, 'i, 'b, 'j>, DomainError> {
-        let mut groups: BTreeMap<(String, &str), (Vec<Node<'a, 'i>>, Vec<Node<'b, 'j>>)> = BTreeMap::new();
-        let key = |namespace: Option<&str>| namespace.unwrap_or_default().to_owned();
-        for child in elements(sent).filter(|child| !is_droppable(*child)) {
-            let name = child.tag_name();
-            groups.entry((key(name.namespace()), name.name())).or_default().0.push(child);
+        let mut groups: BTreeMap<(String, String), Group<'a, 'i, 'b, 'j>> = BTreeMap::new();
+        let key = |node: Node<'_, '_>| {
+            let name = node.tag_name();
+            (name.namespace().unwrap_or_default().to_owned(), name.name().to_owned())
+        };
+        for child in elements(sent) {
+            groups.entry(key(child)).or_default().0.push(child);
         }
         for child in elements(got) {
-            let name = child.tag_name();
-            // Names of both documents live as long as this call.
-            groups.entry((key(name.namespace()), name.name())).or_default().1.push(child);
+            groups.entry(key(child)).or_default().1.push(child);
         }
-        let mut all = Pairs { pairs: Vec::new(), lost: Vec::new(), added: Vec::new() };
+        let mut all = Pairs { matched: Vec::new(), lost: Vec::new(), added: Vec::new() };
         for (sent, got) in groups.into_values() {
             let matched = self.match_group(&sent, &got)?;
             let mut left: VecDeque<_> =
                 got.iter().enumerate().filter(|(at, _)| !matched.contains(&Some(*at))).map(|(_, node)| *node).collect();
             for (child, counterpart) in sent.iter().zip(&matched) {
                 match counterpart.and_then(|at| got.get(at)) {
-                    Some(counterpart) => all.pairs.push((*child, *counterpart)),
+                    Some(counterpart) => all.matched.push((*child, *counterpart)),
+                    None if is_droppable(*child) => {}
                     None => all.lost.push((*child, left.pop_front())),
                 }
             }
@@ -260,12 +264,24 @@ fn own_text(node: Node<'_, '_>) -> String {
     text.trim().to_owned()
 }
 
-/// libvirt does not write these when there is nothing in them. An empty element of any other name may mean something.
+/// Elements that libvirt does not write when there is nothing of the user's in them. An empty one of any other name may mean something.
 fn is_droppable(node: Node<'_, '_>) -> bool {
-    ["metadata", "title", "description"].into_iter().any(|name| is_plain(node, name))
-        && node.attributes().len() == 0
-        && elements(node).next().is_none()
-        && own_text(node).is_empty()
+    if elements(node).next().is_some() || !own_text(node).is_empty() {
+        return false;
+    }
+    // The socket of a channel for which libvirt chooses the path: measured, it goes with libvirt 9.0.
+    let is_chosen_socket = is_plain(node, "source")
+        && node.attributes().len() == 1
+        && node.attribute("mode") == Some("bind")
+        && node.parent().is_some_and(|channel| channel.attribute("type") == Some("unix"));
+    let is_chosen_tap = is_plain(node, "target")
+        && node.attributes().len() == 1
+        && node.attribute("dev").is_some_and(is_automatic_tap)
+        && node.parent().is_some_and(|interface| is_plain(interface, "interface"));
+    let is_empty = node.attributes().len() == 0;
+    is_chosen_socket
+        || is_chosen_tap
+        || (is_empty && ["metadata", "title", "description"].into_iter().any(|name| is_plain(node, name)))
 }
 
 fn is_same_text(sent: Node<'_, '_>, got: Node<'_, '_>) -> bool {
@@ -343,11 +359,11 @@ fn place(node: Node<'_, '_>) -> String {
 /// An element in one line, without what is below it.
 fn show_element(node: Node<'_, '_>) -> String {
     let name = node.tag_name().name();
-    let attributes: String = node
+    let attributes = node
         .attributes()
-        .map(|attribute| format!(" {}={}", attribute.name(), show_value(attribute.name(), attribute.value())))
-        .collect();
-    format!("<{name}{attributes}>")
+        .map(|attribute| format!("{}={}", attribute.name(), show_value(attribute.name(), attribute.value())));
+    let shown: Vec<_> = std::iter::once(name.to_owned()).chain(attributes).collect();
+    format!("<{}>", shown.join(" "))
 }
 
 /// A value for people; secrets are not shown.

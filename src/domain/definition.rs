@@ -192,6 +192,11 @@ impl Definition {
         if !is_plain(domain, "domain") {
             return Err(DomainError::NotADomain { found: domain.tag_name().name().to_owned() });
         }
+        for what in ["name", "uuid", "title", "metadata", "memory", "os", "genid", "devices"] {
+            if named(domain, what).count() > 1 {
+                return Err(DomainError::Repeated { what });
+            }
+        }
         let name = child(domain, "name").map(content).filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| DomainError::Missing { what: "name".into() })?;
         let written = text_of(domain, "uuid").ok_or_else(|| DomainError::Missing { what: "UUID".into() })?;
@@ -410,4 +415,13 @@ fn read_graphics(node: Node<'_, '_>) -> Graphics {
     let mut listens: Vec<_> = attribute(node, "listen").into_iter().chain(children).collect();
     listens.dedup();
     Graphics { kind: attribute(node, "type").unwrap_or_default(), fixed_ports, listens }
+}
+
+/// A tap device's name that libvirt makes anew at each start, and does not keep in a definition.
+pub(super) fn is_automatic_tap(target: &str) -> bool {
+    ["vnet", "vif", "macvtap", "macvlan"].into_iter().any(|prefix| {
+        target
+            .strip_prefix(prefix)
+            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    })
 }

@@ -89,10 +89,14 @@ impl CloneMark {
             MarkState::Finished => "finished",
         };
         let controller = &self.controller;
-        let mut out = format!(
+        let mut disks = String::new();
+        for disk in &self.disks {
+            disks += &disk.write(prefix)?;
+        }
+        Ok(format!(
             "<{prefix}clone{declaration} transaction='{}' state='{state}' uuid='{}'>\
              <{prefix}controller machine='{}' state-dir='{}'/>\
-             <{prefix}source host='{}' machine='{}' uuid='{}'/>",
+             <{prefix}source host='{}' machine='{}' uuid='{}'/>{disks}</{prefix}clone>",
             self.txn,
             self.clone_uuid,
             escape_attribute("machine-id", &controller.machine_id)?,
@@ -100,23 +104,7 @@ impl CloneMark {
             escape_attribute("host", &self.source_host)?,
             escape_attribute("machine-id", &self.source_machine_id)?,
             self.source_uuid,
-        );
-        for disk in &self.disks {
-            let (source, clone) = (disk.source.image, disk.clone);
-            out.push_str(&format!(
-                "<{prefix}disk target='{}'>\
-                 <{prefix}source size='{}' mtime-ns='{}' root='{}'/><{prefix}image size='{}' mtime-ns='{}'/>\
-                 </{prefix}disk>",
-                escape_attribute("target", &disk.target)?,
-                source.size,
-                source.mtime_ns,
-                disk.source.root,
-                clone.size,
-                clone.mtime_ns,
-            ));
-        }
-        out.push_str(&format!("</{prefix}clone>"));
-        Ok(out)
+        ))
     }
 
     /// Reads the mark of a domain from its definition. `None`: it has none. Attributes and elements that are not known here are
@@ -130,6 +118,23 @@ impl CloneMark {
             return Err(DomainError::BadMark { why: "it is there twice".into() });
         }
         read_mark(mark).map(Some)
+    }
+}
+
+impl DiskMark {
+    fn write(&self, prefix: &str) -> Result<String, DomainError> {
+        let (source, clone) = (self.source.image, self.clone);
+        Ok(format!(
+            "<{prefix}disk target='{}'>\
+             <{prefix}source size='{}' mtime-ns='{}' root='{}'/><{prefix}image size='{}' mtime-ns='{}'/>\
+             </{prefix}disk>",
+            escape_attribute("target", &self.target)?,
+            source.size,
+            source.mtime_ns,
+            self.source.root,
+            clone.size,
+            clone.mtime_ns,
+        ))
     }
 }
 

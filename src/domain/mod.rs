@@ -50,6 +50,12 @@ pub enum DomainError {
         /// The root element's name.
         found: String,
     },
+    /// There is more than one of something that a domain has once.
+    #[error("the definition has more than one <{what}>, and which of them counts cannot be said")]
+    Repeated {
+        /// The element's name.
+        what: &'static str,
+    },
     /// Something that every definition of libvirt's has is not there.
     #[error("the definition has no {what}")]
     Missing {

@@ -201,8 +201,8 @@ fn name_unknown(features: u64, names: &[(u8, u8, String)]) -> Vec<String> {
     let unknown = (0..64_u8).filter(|bit| features >> bit & 1 == 1);
     unknown
         .map(|bit| {
-            let named = names.iter().find(|(kind, of, name)| *kind == 0 && *of == bit && !name.is_empty());
-            named.map_or_else(|| format!("bit {bit}"), |(_, _, name)| format!("{name} (bit {bit})"))
+            let entry = names.iter().find(|(kind, of, name)| *kind == 0 && *of == bit && !name.is_empty());
+            entry.map_or_else(|| format!("bit {bit}"), |(_, _, name)| format!("{name} (bit {bit})"))
         })
         .collect()
 }

@@ -8,7 +8,7 @@ use roxmltree::Node;
 use super::definition::{Definition, sysinfo_uuid};
 use super::metadata::{CloneMark, NAMESPACE};
 use super::name::DomainName;
-use super::xml::{Edits, child, elements, escape_text, is_plain, named, parse};
+use super::xml::{Edits, child, elements, escape_attribute, escape_text, is_plain, named, parse};
 use super::{DiskSource, DomainError, InterfaceSource};
 
 /// What is to become of an optional part.
@@ -101,9 +101,7 @@ fn rewrite_title(edits: &mut Edits<'_>, domain: Node<'_, '_>, change: &Change<St
             }
             match title {
                 Some(title) => edits.set_content(title, text)?,
-                None => {
-                    edits.insert_after(head(domain, None)?, &format!("<title>{}</title>", escape_text("title", text)?))
-                }
+                None => edits.insert_after(head(domain, None)?, &element("title", text)?),
             }
         }
     }
@@ -112,8 +110,9 @@ fn rewrite_title(edits: &mut Edits<'_>, domain: Node<'_, '_>, change: &Change<St
 
 /// The element of `<domain>`'s beginning that a new one is put after. The schema takes any order; people read this one.
 fn head<'a, 'i>(domain: Node<'a, 'i>, last: Option<&str>) -> Result<Node<'a, 'i>, DomainError> {
-    let preferred = [last, Some("uuid"), Some("name")].into_iter().flatten();
-    preferred.filter_map(|name| child(domain, name)).next().ok_or_else(|| DomainError::Missing { what: "name".into() })
+    let preferred = [last, Some("uuid"), Some("name")];
+    let found = preferred.into_iter().flatten().find_map(|name| child(domain, name));
+    found.ok_or_else(|| DomainError::Missing { what: "name".into() })
 }
 
 fn rewrite_mark(edits: &mut Edits<'_>, domain: Node<'_, '_>, change: &Change<CloneMark>) -> Result<(), DomainError> {
@@ -155,17 +154,11 @@ fn rewrite_devices(
     if let Some(emulator) = &rewrite.emulator {
         match child(devices, "emulator") {
             Some(node) => edits.set_content(node, emulator)?,
-            None => match elements(devices).next() {
-                Some(first) => {
-                    edits.insert_before(first, &format!("<emulator>{}</emulator>", escape_text("emulator", emulator)?))
-                }
-                None => edits
-                    .append_inside(devices, &format!("<emulator>{}</emulator>", escape_text("emulator", emulator)?)),
-            },
+            None => edits.prepend_inside(devices, &element("emulator", emulator)?),
         }
     }
     for (index, file) in &rewrite.disk_files {
-        let missing = || DomainError::NoSuchTarget { what: format!("disk {}", index + 1) };
+        let missing = || DomainError::NoSuchTarget { what: format!("disk {index} (counted from 0)") };
         let disk = named(devices, "disk").nth(*index).ok_or_else(missing)?;
         let source = child(disk, "source").ok_or_else(missing)?;
         // Only a file gives way to a file: anything else would need more than this attribute.
@@ -174,34 +167,42 @@ fn rewrite_devices(
         }
         edits.set_attribute(source, "file", file)?;
     }
+    rewrite_interfaces(edits, definition, devices, rewrite)
+}
+
+fn rewrite_interfaces(
+    edits: &mut Edits<'_>,
+    definition: &Definition,
+    devices: Node<'_, '_>,
+    rewrite: &Rewrite,
+) -> Result<(), DomainError> {
+    let missing =
+        |index: &usize| DomainError::NoSuchTarget { what: format!("network interface {index} (counted from 0)") };
     for (index, mac) in &rewrite.macs {
-        let missing = || DomainError::NoSuchTarget { what: format!("network interface {}", index + 1) };
-        let interface = named(devices, "interface").nth(*index).ok_or_else(missing)?;
-        match child(interface, "mac") {
-            Some(node) => edits.set_attribute(node, "address", mac)?,
-            None => match elements(interface).next() {
-                Some(first) => edits.insert_before(first, &mac_element(mac)?),
-                None => edits.append_inside(interface, &mac_element(mac)?),
-            },
+        let interface = named(devices, "interface").nth(*index).ok_or_else(|| missing(index))?;
+        if let Some(node) = child(interface, "mac") {
+            edits.set_attribute(node, "address", mac)?;
+        } else {
+            let address = escape_attribute("MAC address", mac)?;
+            edits.prepend_inside(interface, &format!("<mac address='{address}'/>"));
         }
     }
     for (index, name) in &rewrite.networks {
-        let missing = || DomainError::NoSuchTarget { what: format!("network interface {}", index + 1) };
-        let interface = named(devices, "interface").nth(*index).ok_or_else(missing)?;
-        let source = child(interface, "source").ok_or_else(missing)?;
+        let interface = named(devices, "interface").nth(*index).ok_or_else(|| missing(index))?;
+        let source = child(interface, "source").ok_or_else(|| missing(index))?;
         // A network gives way to a network and a bridge to a bridge: the interface's type stays.
         let attribute = match definition.interfaces.get(*index).map(|interface| &interface.source) {
             Some(InterfaceSource::Network(_)) => "network",
             Some(InterfaceSource::Bridge(_)) => "bridge",
-            _ => return Err(missing()),
+            _ => return Err(missing(index)),
         };
         edits.set_attribute(source, attribute, name)?;
     }
     Ok(())
 }
 
-fn mac_element(mac: &str) -> Result<String, DomainError> {
-    Ok(format!("<mac address='{}'/>", super::xml::escape_attribute("MAC address", mac)?))
+fn element(name: &str, text: &str) -> Result<String, DomainError> {
+    Ok(format!("<{name}>{}</{name}>", escape_text(name, text)?))
 }
 
 fn required<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Result<Node<'a, 'i>, DomainError> {

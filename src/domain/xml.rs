@@ -89,7 +89,7 @@ fn bound_depth(document: &Document<'_>) -> Result<(), DomainError> {
     Ok(())
 }
 
-/// All text below a node, as XPath's `string()` and libvirt read it: comments left out, CDATA and pieces joined.
+/// All text below a node, as `XPath`'s `string()` and libvirt read it: comments left out, CDATA and pieces joined.
 pub(super) fn content(node: Node<'_, '_>) -> String {
     node.descendants().filter(Node::is_text).filter_map(|text| text.text()).collect()
 }
@@ -227,10 +227,11 @@ impl<'t> Edits<'t> {
         self.replace(at..at, format!("\n{indent}{markup}"));
     }
 
-    /// Adds markup on a line of its own before an element.
-    pub(super) fn insert_before(&mut self, node: Node<'_, '_>, markup: &str) {
-        let at = node.range().start;
-        let indent = self.indent(node);
+    /// Adds markup as the first element of an element, on a line of its own.
+    pub(super) fn prepend_inside(&mut self, node: Node<'_, '_>, markup: &str) {
+        let Some(first) = elements(node).next() else { return self.append_inside(node, markup) };
+        let at = first.range().start;
+        let indent = self.indent(first);
         self.replace(at..at, format!("{markup}\n{indent}"));
     }
 

@@ -83,7 +83,7 @@ fn look_character_source(findings: &mut Findings, node: Node<'_, '_>, place: &st
     match kind {
         // libvirt makes a new terminal at each start, whatever path stands here.
         "pty" | "null" | "vc" | "stdio" | "spicevmc" | "qemu-vdagent" | "dbus" => {
-            source.into_iter().for_each(|source| findings.settle(source));
+            findings.settle(source);
         }
         // libvirt chooses the path of a socket that has none.
         "unix" if of("path").is_empty() => {}
@@ -125,7 +125,7 @@ fn look_rng(findings: &mut Findings, node: Node<'_, '_>) {
     for backend in named(node, "backend") {
         match backend.attribute("model") {
             Some("random") if matches!(content(backend).trim(), "" | "/dev/urandom" | "/dev/random" | "/dev/hwrng") => {
-                findings.settle(backend);
+                findings.settle([backend]);
             }
             Some("egd") => {
                 look_character_source(findings, backend, "device <rng>", backend.attribute("type").unwrap_or_default());

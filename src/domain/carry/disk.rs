@@ -101,18 +101,18 @@ pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
             ),
             DiskDevice::Cdrom | DiskDevice::Floppy => {}
             DiskDevice::Lun => {
-                findings.block(&place, "a SCSI device of the host", "only image files are carried", LEAVE_OUT)
+                findings.block(&place, "a SCSI device of the host", "only image files are carried", LEAVE_OUT);
             }
             DiskDevice::Other(kind) => {
                 let what = format!("a device of a kind that is not known here ({kind})");
                 findings.block(&place, &what, "what it needs cannot be said", LEAVE_OUT);
             }
         }
-        if let Some(path) = disk.image() {
-            if let Some(other) = users.insert(path, &disk.target) {
-                let what = format!("the same image as disk {other} ({path})");
-                findings.block(&place, &what, "each disk needs an image of its own", LEAVE_OUT);
-            }
+        if let Some(path) = disk.image()
+            && let Some(other) = users.insert(path, &disk.target)
+        {
+            let what = format!("the same image as disk {other} ({path})");
+            findings.block(&place, &what, "each disk needs an image of its own", LEAVE_OUT);
         }
     }
 }

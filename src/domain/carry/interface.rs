@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use roxmltree::Node;
 
 use super::{Findings, LEAVE_OUT};
+use crate::domain::definition::is_automatic_tap;
 use crate::domain::xml::child;
 use crate::domain::{Definition, InterfaceSource};
 
@@ -42,6 +43,10 @@ pub(super) fn look(findings: &mut Findings, node: Node<'_, '_>) {
     let mac = child(node, "mac").and_then(|mac| mac.attribute("address")).unwrap_or("no MAC address");
     let place = format!("network interface {mac}");
     findings.know_children(node, &place, KNOWN);
+    if !matches!(node.attribute("type"), Some("network" | "bridge" | "user")) {
+        // Refused as a whole below, with its source.
+        findings.settle(child(node, "source"));
+    }
     if let Some(port) = child(node, "virtualport") {
         let what = format!("a virtual port ({})", port.attribute("type").unwrap_or("of no type"));
         findings.block_node(node, &place, &what, "Open vSwitch, 802.1Qbg and 802.1Qbh are not carried yet", LEAVE_OUT);
@@ -80,7 +85,7 @@ pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
             findings.block(&place, &what, "only networks, bridges and user networking are carried yet", LEAVE_OUT);
         }
         // libvirt's own names (`vnet3`) are not kept in an inactive definition; one that is there was put there by a person.
-        if let Some(target) = interface.target.as_ref().filter(|target| !is_automatic(target)) {
+        if let Some(target) = interface.target.as_ref().filter(|target| !is_automatic_tap(target)) {
             findings.block(
                 &place,
                 &format!("a fixed name for its tap device ({target})"),
@@ -97,13 +102,4 @@ pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
             );
         }
     }
-}
-
-/// A name that libvirt makes anew at each start.
-fn is_automatic(target: &str) -> bool {
-    ["vnet", "vif", "macvtap", "macvlan"].into_iter().any(|prefix| {
-        target
-            .strip_prefix(prefix)
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-    })
 }

@@ -118,7 +118,7 @@ fn look_os(findings: &mut Findings, os: Node<'_, '_>) {
     let is_efi =
         os.attribute("firmware") == Some("efi") || loader.is_some_and(|node| node.attribute("type") == Some("pflash"));
     if is_efi || nvram.is_some() {
-        loader.into_iter().chain(nvram).for_each(|node| findings.settle(node));
+        findings.settle(loader.into_iter().chain(nvram));
         let named = nvram.map(content).map(|path| path.trim().to_owned()).filter(|path| !path.is_empty());
         let what =
             named.map_or_else(|| "UEFI firmware".to_owned(), |path| format!("UEFI firmware with variables in {path}"));
@@ -189,7 +189,7 @@ fn look_numatune(findings: &mut Findings, tune: Node<'_, '_>) {
 
 fn look_resource(findings: &mut Findings, resource: Node<'_, '_>) {
     let Some(partition) = child(resource, "partition") else { return };
-    findings.settle(partition);
+    findings.settle([partition]);
     let path = content(partition).trim().to_owned();
     // libvirt's own default.
     if path != "/machine" {

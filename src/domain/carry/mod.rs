@@ -126,13 +126,13 @@ impl Findings {
 
     /// Names an element as a whole.
     fn block_node(&mut self, node: Node<'_, '_>, place: &str, what: &str, why: &str, advice: &str) {
-        self.settle(node);
+        self.settle([node]);
         self.block(place, what, why, advice);
     }
 
-    /// All was said about this element.
-    fn settle(&mut self, node: Node<'_, '_>) {
-        self.settled.insert(node.id().get_usize());
+    /// All was said about these elements.
+    fn settle<'a, 'i: 'a>(&mut self, nodes: impl IntoIterator<Item = Node<'a, 'i>>) {
+        self.settled.extend(nodes.into_iter().map(|node| node.id().get_usize()));
     }
 
     fn is_settled(&self, node: Node<'_, '_>) -> bool {

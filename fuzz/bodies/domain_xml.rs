@@ -1,0 +1,49 @@
+/// Reads any bytes as a definition and does with it all that a clone does.
+pub fn read_domain_xml(data: &[u8]) {
+    use kvm_clone::domain::{
+        Change, CloneMark, Definition, Identity, InterfaceSource, Rewrite, read_back, rewrite, same, uncarried,
+    };
+
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mark = CloneMark::read(text);
+    let Ok(definition) = Definition::parse(text) else { return };
+    assert_eq!(rewrite(&definition, &Rewrite::default()).ok().as_deref(), Some(text));
+    uncarried(&definition).expect("what was read once is read again");
+    let mark = mark.ok().flatten();
+    let asked = Rewrite {
+        name: Some("a 'new' & \"odd\" <name>".into()),
+        identity: Some(Identity {
+            uuid: journal_format::DomainUuid([7; 16]),
+            genid: journal_format::DomainUuid([8; 16]),
+        }),
+        title: Change::Set("title".into()),
+        emulator: Some("/emulator".into()),
+        disk_files: definition.images().map(|disk| (disk.index, format!("/new/{}'\"", disk.index))).collect(),
+        macs: (0..definition.interfaces.len()).map(|index| (index, format!("52:54:00:00:00:{index:02x}"))).collect(),
+        networks: definition
+            .interfaces
+            .iter()
+            .filter(|interface| matches!(interface.source, InterfaceSource::Network(_) | InterfaceSource::Bridge(_)))
+            .map(|interface| (interface.index, "'lan' & \"more\"".to_owned()))
+            .collect(),
+        mark: mark.clone().map_or(Change::Remove, Change::Set),
+    };
+    // Overlaps and refusals are fine; what is written must be what was asked.
+    if let Ok(text) = rewrite(&definition, &asked) {
+        let after = Definition::parse(&text).expect("a rewrite is a definition");
+        assert_eq!(Some(&after.name), asked.name.as_ref());
+        assert_eq!(after.title.as_deref(), Some("title"));
+        assert_eq!(after.emulator, asked.emulator);
+        for (index, file) in &asked.disk_files {
+            assert_eq!(after.disks[*index].image(), Some(file.as_str()));
+        }
+        for (index, mac) in &asked.macs {
+            assert_eq!(after.interfaces[*index].mac.as_ref(), Some(mac));
+        }
+        assert_eq!(CloneMark::read(&text).expect("a mark that was written is read"), mark);
+        let _ = same(definition.text(), &text);
+        let _ = read_back(definition.text(), &text);
+    }
+    let _ = read_back(text, text);
+    assert_eq!(same(text, text), Ok(true));
+}

@@ -1,0 +1,25 @@
+//! The seeds of the fuzz targets, as plain tests: each must be read, or refused, without harm.
+
+use super::{files, repository};
+
+// One body for the fuzz target and for this test.
+include!("../../fuzz/bodies/domain_xml.rs");
+include!("../../fuzz/bodies/qcow2.rs");
+
+#[test]
+fn seeds_of_domain_xml() {
+    let seeds = files(&repository().join("fuzz/seeds/domain_xml"));
+    assert!(seeds.len() >= 10);
+    for seed in seeds {
+        read_domain_xml(&std::fs::read(seed).unwrap());
+    }
+}
+
+#[test]
+fn seeds_of_qcow2() {
+    let seeds = files(&repository().join("fuzz/seeds/qcow2"));
+    assert!(seeds.len() >= 8);
+    for seed in seeds {
+        read_qcow2(&std::fs::read(seed).unwrap());
+    }
+}
