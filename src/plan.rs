@@ -161,7 +161,8 @@ fn planned_disk(
             mtime_ns: image.stat.mtime_ns,
             ctime_ns: image.stat.ctime_ns,
         },
-        allocated_bytes: image.stat.allocated,
+        // Blocks beyond the end of the image are not moved.
+        allocated_bytes: image.stat.allocated.min(image.stat.size),
         directory: number(index),
         staging_path: format!("{}/{}.{}", directory.staging, disk.target, placement::extension(disk.format)),
         final_path: placement::final_path(&survey.new_name, txn, &survey.destination, facts, disk),

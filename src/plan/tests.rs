@@ -206,15 +206,17 @@ fn an_owner_that_the_destination_does_not_know_is_root_there() {
 }
 
 #[test]
-fn an_image_that_nobody_may_touch_becomes_its_owners() {
+fn odd_modes_and_blocks_beyond_the_end_are_set_right() {
     let (request, mut survey) = (sample::request(), sample::survey());
     for (disk, mode) in survey.source.disks.iter_mut().zip([0o100_000, 0o100_444]) {
         if let crate::survey::SourceImage::Readable(image) = &mut disk.image {
             image.stat.mode = mode;
+            image.stat.allocated = 50 * GIB; // of 10 GiB
         }
     }
     let plan = plan_of(&request, &survey).unwrap();
     assert_eq!((plan.disks[0].mode, plan.disks[1].mode), (0o600, 0o444));
+    assert_eq!(plan.disks[0].allocated_bytes, 10 * GIB);
 }
 
 #[test]
