@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 /// What was left unused is caught up with for so long, and no longer.
-const BURST_MILLISECONDS: u64 = 50;
+const BURST_MILLISECONDS: u64 = 1000;
 
 /// Lets bytes pass at a rate. Without one it lets all pass.
 pub(super) struct Pace {
@@ -74,6 +74,6 @@ mod tests {
         let mut pace = Pace { bytes_per_second: Some(1_000_000), next: now };
         let later = now + Duration::from_secs(100);
         pace.due(later, 1_000_000);
-        assert!(pace.due(later, 1_000_000) >= later + Duration::from_millis(1900));
+        assert!(pace.due(later, 1_000_000) >= later + Duration::from_millis(900));
     }
 }

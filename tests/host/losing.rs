@@ -1,0 +1,94 @@
+//! Agents that die or fall silent, and people who press Ctrl-C: the copy ends soon, and says whose fault it was.
+
+use std::time::{Duration, Instant};
+
+use kvm_clone::world::{CopyJob, FaultKind, Side, World};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::copying::{Ledger, job, put};
+use super::sshd::{Pair, Sshd, refused};
+
+const MIB: u64 = 1 << 20;
+
+/// A copy that would take 20 s.
+fn slow_job(pair: &Pair) -> CopyJob {
+    put(&pair.scratch("source"), 80 * MIB, &[0..80 * MIB]);
+    let mut job = job(pair, 80 * MIB, pair.stage("staged", 80 * MIB));
+    job.bandwidth_limit_bytes_per_second = Some(4 * MIB);
+    job
+}
+
+/// Copies, and does that to one of the agents in the middle.
+fn copy_and(pair: &Pair, side: Side, signal: Signal) -> (FaultKind, String, Duration) {
+    let job = slow_job(pair);
+    let host = if side == Side::Source { &pair.source } else { &pair.destination };
+    let agent = Pid::from_raw(i32::try_from(host.agent().unwrap().pid).unwrap());
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        kill(agent, signal).unwrap();
+        Instant::now()
+    });
+    let mut ledger = Ledger::default();
+    let (kind, words) = refused(pair.world.copy_chunks(&job, &mut ledger));
+    let after = killer.join().unwrap().elapsed();
+    assert!(!ledger.chunks.is_empty(), "nothing was durable after 2 s");
+    if signal == Signal::SIGSTOP {
+        kill(agent, Signal::SIGKILL).unwrap();
+    }
+    (kind, words, after)
+}
+
+#[test]
+fn a_killed_agent_ends_the_copy_at_once() {
+    let sshd = Sshd::start();
+    let (kind, words, after) = copy_and(&sshd.pair(), Side::Destination, Signal::SIGKILL);
+    assert_eq!(kind, FaultKind::Unreachable, "{words}");
+    assert!(words.starts_with("test:"), "{words}");
+    assert!(after < Duration::from_secs(5), "{after:?}");
+}
+
+#[test]
+fn a_killed_local_agent_is_named_too() {
+    let sshd = Sshd::start();
+    let pair = sshd.pair();
+    let (kind, words, after) = copy_and(&pair, Side::Source, Signal::SIGKILL);
+    assert_eq!(kind, FaultKind::Unreachable, "{words}");
+    assert!(words.starts_with("local:"), "{words}");
+    assert!(after < Duration::from_secs(10), "{after:?}");
+    // Nothing reconnects by itself, and the other end lives.
+    assert_eq!(refused(pair.source.stat("/")).0, FaultKind::Unreachable);
+    assert!(pair.destination.stat("/").unwrap().is_some());
+    assert!(pair.world.connect(Side::Source).unwrap().stat("/").unwrap().is_some());
+}
+
+#[test]
+fn a_silent_agent_is_lost_within_half_a_minute() {
+    let sshd = Sshd::start();
+    let (kind, words, after) = copy_and(&sshd.pair(), Side::Destination, Signal::SIGSTOP);
+    assert_eq!(kind, FaultKind::Unreachable, "{words}");
+    assert!(words.starts_with("test:") && words.contains("no sign of life"), "{words}");
+    assert!(after < Duration::from_secs(30), "{after:?}");
+}
+
+#[test]
+fn an_interrupt_ends_the_copy_promptly() {
+    let sshd = Sshd::start();
+    let pair = sshd.pair();
+    let job = slow_job(&pair);
+    let interrupt = pair.interrupt.clone();
+    let presser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        interrupt.raise();
+        Instant::now()
+    });
+    let mut ledger = Ledger::default();
+    let (kind, words) = refused(pair.world.copy_chunks(&job, &mut ledger));
+    let after = presser.join().unwrap().elapsed();
+    assert_eq!(kind, FaultKind::Interrupted, "{words}");
+    assert!(after < Duration::from_secs(8), "{after:?}");
+    assert!(!ledger.chunks.is_empty());
+    assert_eq!(refused(pair.world.wait(Duration::from_secs(60))).0, FaultKind::Interrupted);
+    // Short work goes on: a suspension is written down after Ctrl-C.
+    assert!(pair.destination.stat("/").unwrap().is_some());
+}
