@@ -35,8 +35,10 @@ fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut La
     let probe = late.probe(context, step.as_ref(), last)?;
     match decide(last, &probe, Direction::Back) {
         Decision::Nothing => return Ok(()),
-        Decision::RecordUndone => {}
-        Decision::Undo => step.undo(context).map_err(|failure| undo_refused(context, place, failure))?,
+        // Nothing of ours is seen; an undo that was broken off may have removed it and not synced, so it is done again.
+        Decision::RecordUndone | Decision::Undo => {
+            step.undo(context).map_err(|failure| undo_refused(context, place, failure))?
+        }
         Decision::Apply | Decision::RecordDone | Decision::Reopen | Decision::TurnBack | Decision::Stop => {
             return Err(stopped(context, step.as_ref(), place, &probe));
         }

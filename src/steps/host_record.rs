@@ -59,9 +59,9 @@ impl HostRecord {
 /// Makes a directory that others may have made already, its name durable.
 pub fn ensure_dir(host: &dyn Host, path: &str, mode: u32) -> Result<(), Fault> {
     match host.make_dir(path, mode) {
-        Ok(_) => host.sync(parent_of(path)),
-        Err(fault) if fault.kind == FaultKind::AlreadyExists => Ok(()),
-        Err(fault) => Err(fault),
+        Err(fault) if fault.kind != FaultKind::AlreadyExists => Err(fault),
+        // Who made it may have died before its name was durable.
+        Ok(_) | Err(_) => host.sync(parent_of(path)),
     }
 }
 
@@ -85,10 +85,13 @@ pub fn remove_record(host: &dyn Host, record: &HostRecord) -> Result<(), Fault> 
     for rest in [&record.new, &record.gone] {
         if host.stat(rest)?.is_some() {
             remove_tree(host, rest)?;
-            host.sync(HOST_ROOT)?;
         }
     }
-    Ok(())
+    // Also where nothing is left: who removed it may have died before that was durable.
+    match host.sync(HOST_ROOT) {
+        Err(fault) if fault.kind == FaultKind::NotFound => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The directory that holds an absolute path.
