@@ -164,11 +164,15 @@ impl Filesystem {
 
     /// The node at a path with no symlink in it.
     fn node_at(&self, path: &str) -> Option<NodeId> {
+        self.node_in(&self.live, path)
+    }
+
+    fn node_in(&self, nodes: &BTreeMap<NodeId, Rc<Node>>, path: &str) -> Option<NodeId> {
         let mount = self.mount_of(path);
         let below = if self.mounts[mount].path == "/" { path } else { &path[self.mounts[mount].path.len()..] };
         let mut id = NodeId { mount, inode: ROOT_INODE };
         for name in below.split('/').filter(|name| !name.is_empty()) {
-            match &self.live[&id].body {
+            match &nodes.get(&id)?.body {
                 Body::Directory(entries) => id = *entries.get(name)?,
                 _ => return None,
             }
@@ -392,6 +396,14 @@ impl Filesystem {
         }
     }
 
+    /// What a power cut that spares nothing would leave of a file whose path has no symlink in it.
+    pub fn durable_content(&self, path: &str) -> Option<&Content> {
+        match &self.disk.get(&self.node_in(&self.disk, path)?)?.body {
+            Body::File(content) => Some(content),
+            _ => None,
+        }
+    }
+
     pub fn list(&self, directory: &str) -> Result<Option<Vec<String>>, Refusal> {
         let Some(id) = self.real(directory, true).and_then(|real| self.node_at(&real)) else { return Ok(None) };
         Ok(Some(self.entries(id)?.keys().cloned().collect()))
@@ -566,6 +578,20 @@ impl Filesystem {
         let on_disk = self.disk.get_mut(&id).expect("every live node has a place on the disk");
         Rc::make_mut(on_disk).body = body;
         Ok(())
+    }
+
+    /// A byte turns on the disk, and nobody is told: no time changes.
+    pub fn decay(&mut self, path: &str, offset: u64) {
+        let Some(id) = self.find(path) else { return };
+        for nodes in [&mut self.live, &mut self.disk] {
+            if let Some(node) = nodes.get_mut(&id)
+                && let Body::File(content) = &mut Rc::make_mut(node).body
+                && offset < content.size()
+            {
+                let byte = content.read(offset, 1)[0];
+                content.write(offset, &[!byte]);
+            }
+        }
     }
 
     fn sync_node(&mut self, id: NodeId) {

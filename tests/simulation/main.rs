@@ -11,6 +11,7 @@ mod definition;
 mod faults;
 mod filesystem;
 mod ground;
+mod histories;
 mod history;
 mod libvirt;
 mod machine;
@@ -19,6 +20,7 @@ mod oracle;
 mod planning;
 mod scene;
 mod seed;
+mod strangers;
 mod world;
 
 use journal_format::AttemptPurpose;

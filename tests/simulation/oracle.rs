@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use journal_format::{ChunkRecordV1, ChunkState, PlanV1};
+use journal_format::{ChunkRecordV1, ChunkState, DiskV1, PlanV1};
 use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
 
@@ -130,8 +130,14 @@ pub struct Oracle {
     versions: Vec<Vec<Content>>,
     /// A person started the clone, or wrote to its disks: they are that person's now.
     pub touched: bool,
+    /// A person removed an image: it need not be there, but if it is it must be whole.
+    pub removed: bool,
+    /// The destination's disk lost bytes by itself: what is recorded of them is true no longer.
+    pub decayed: bool,
     /// The commit mark was durable at some moment.
     pub committed: bool,
+    /// The clone was running at some moment.
+    ran: bool,
 }
 
 impl Oracle {
@@ -140,7 +146,16 @@ impl Oracle {
             .world
             .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
         let versions = scene.images.iter().map(|image| vec![image.clone()]).collect();
-        Self { plan: scene.plan.clone(), before, versions, touched: false, committed: false }
+        Self {
+            plan: scene.plan.clone(),
+            before,
+            versions,
+            touched: false,
+            removed: false,
+            decayed: false,
+            committed: false,
+            ran: false,
+        }
     }
 
     fn record(&self, name: &str) -> String {
@@ -174,42 +189,37 @@ impl Oracle {
     /// After every operation: no half clone can be started, now or after a power cut, and the mark means what it says.
     pub fn watch(&mut self, core: &Core) -> Result<(), String> {
         let machine = core.machine(Side::Destination);
-        let now = &machine.files;
-        let defined = machine.libvirt.domains.contains_key(&self.plan.clone_uuid);
-        let marked = now.stat(&self.record("committed")).is_some();
-        if !defined && !marked && now.stat(&self.definition_path()).is_none() {
+        let files = &machine.files;
+        let clone = machine.libvirt.domains.get(&self.plan.clone_uuid);
+        let defined = clone.is_some();
+        self.ran |= clone.is_some_and(|clone| clone.active);
+        let uuid = self.plan.clone_uuid.to_string();
+        let ours = |content: Option<&Content>| {
+            content.is_some_and(|content| String::from_utf8_lossy(&content.bytes()).contains(&uuid))
+        };
+        let definition = self.definition_path();
+        let definition_is_durable = ours(files.durable_content(&definition));
+        let marked = files.stat(&self.record("committed")).is_some();
+        self.committed |= files.durable_content(&self.record("committed")).is_some();
+        if self.touched || !(defined || marked || definition_is_durable || ours(files.content(&definition))) {
             return Ok(());
         }
-        let cut = now.after_power_cut(Survival::Nothing);
-        if marked && !self.committed && cut.stat(&self.record("committed")).is_some() {
-            self.committed = true;
+        // Whatever subset of it survives, each disk is there as it is now, or as it is on the disk, or not at all.
+        let disks = || self.plan.disks.iter().enumerate();
+        let states = |path: &str| [files.content(path), files.durable_content(path)].into_iter().flatten();
+        let startable = disks().all(|(_, disk)| states(&disk.final_path).next().is_some());
+        let is_half = |index: usize, disk: &DiskV1| !states(&disk.final_path).all(|now| self.is_whole(index, now));
+        if startable && let Some((_, disk)) = disks().find(|(index, disk)| is_half(*index, disk)) {
+            return Err(format!("a half clone can be started: {}", disk.final_path));
         }
-        if self.touched {
-            return Ok(());
+        if marked && !(defined && definition_is_durable) {
+            return Err("the commit mark is there, but the clone's definition is not durable".to_owned());
         }
-        // Whatever subset survives, each disk is there as it is now, or as it is on the disk, or not at all.
-        let half = |disk: usize| {
-            let path = &self.plan.disks[disk].final_path;
-            let wrong = |files: &Filesystem| files.content(path).is_some_and(|content| !self.is_whole(disk, content));
-            wrong(now) || wrong(&cut)
-        };
-        let present = |disk: usize| {
-            let path = &self.plan.disks[disk].final_path;
-            now.stat(path).is_some() || cut.stat(path).is_some()
-        };
-        let disks = 0..self.plan.disks.len();
-        if disks.clone().all(present)
-            && let Some(disk) = disks.clone().find(|disk| half(*disk))
+        if marked
+            && !self.removed
+            && let Some((_, disk)) = disks().find(|(_, disk)| files.durable_content(&disk.final_path).is_none())
         {
-            return Err(format!("a half clone can be started: {}", self.plan.disks[disk].final_path));
-        }
-        if marked {
-            if !defined || cut.stat(&self.definition_path()).is_none() {
-                return Err("the commit mark is there, but the clone's definition is not durable".to_owned());
-            }
-            if let Some(disk) = disks.clone().find(|disk| cut.content(&self.plan.disks[*disk].final_path).is_none()) {
-                return Err(format!("the commit mark is there, but disk {disk} is not durable"));
-            }
+            return Err(format!("the commit mark is there, but {} is not durable", disk.final_path));
         }
         Ok(())
     }
@@ -221,8 +231,8 @@ impl Oracle {
     /// What is put into the ledger must be on the destination's disk.
     pub fn ledger(&self, core: &Core, disk: u32, records: &[ChunkRecordV1]) -> Result<(), String> {
         let planned = &self.plan.disks[disk as usize];
-        let cut = core.machine(Side::Destination).files.after_power_cut(Survival::Nothing);
-        let Some(content) = cut.content(&planned.staging_path) else {
+        let files = &core.machine(Side::Destination).files;
+        let Some(content) = files.durable_content(&planned.staging_path) else {
             return Err(format!("a chunk is recorded, but {} is not durable", planned.staging_path));
         };
         let chunk_bytes = self.plan.request.options.chunk_size_bytes;
@@ -234,7 +244,7 @@ impl Oracle {
                 ChunkState::Zero => bytes.iter().all(|byte| *byte == 0),
                 ChunkState::Data(value) => value == chunk_value(geometry, record.index, &bytes),
             };
-            if !right {
+            if !right && !self.decayed {
                 return Err(format!("chunk {} of {} is recorded and not durable", record.index, planned.staging_path));
             }
         }
@@ -319,7 +329,7 @@ impl Oracle {
         if title != self.plan.title {
             return Err(format!("the clone's title is {title:?}"));
         }
-        if self.plan.request.options.start && !domain.active && !self.touched {
+        if self.plan.request.options.start && !self.ran {
             return Err("the clone was to be started".to_owned());
         }
         if machine.files.stat(&format!("{AUTOSTART}/{name}.xml")).is_some() != self.plan.autostart {
@@ -336,11 +346,14 @@ impl Oracle {
         for (index, disk) in self.plan.disks.iter().enumerate() {
             let path = &disk.final_path;
             let (Some(stat), Some(content)) = (files.stat(path), files.content(path)) else {
+                if self.removed {
+                    continue;
+                }
                 return Err(format!("{path} is not there"));
             };
             let newest = self.versions[index].last().expect("there is one from the beginning");
-            let whole = newest.same_bytes(content) || booted(newest).same_bytes(content);
-            if !whole && !self.touched {
+            // A source that changed behind its locks after the last look is cloned as it was at that look.
+            if !self.is_whole(index, content) && !self.touched {
                 return Err(format!("{path} is not what the source is"));
             }
             if (stat.mode, (stat.uid, stat.gid)) != (disk.mode, disk.owner) {
@@ -355,7 +368,7 @@ impl Oracle {
     }
 
     fn pools(&self, machine: &Machine, there: bool) -> Result<(), String> {
-        for pool in &machine.libvirt.pools {
+        for pool in machine.libvirt.pools.iter().filter(|_| !self.removed) {
             for disk in self.plan.disks.iter().filter(|disk| split(&disk.final_path).0 == pool.path) {
                 let name = split(&disk.final_path).1;
                 let foreign = self.before[1].entries.contains_key(&disk.final_path);
