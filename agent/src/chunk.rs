@@ -162,6 +162,7 @@ impl ChunkHasher {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

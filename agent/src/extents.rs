@@ -89,6 +89,7 @@ impl Extents {
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use super::Unit::{Chunk, Holes};
     use super::*;
 
     #[test]
@@ -109,7 +110,6 @@ mod tests {
             })
             .collect::<Vec<_>>()
         };
-        use Unit::{Chunk, Holes};
         assert_eq!(
             units(vec![0..65]),
             [Holes(0..3), Chunk(3), Holes(4..10), Chunk(10), Chunk(11), Holes(12..64), Chunk(64)]
@@ -124,6 +124,6 @@ mod tests {
         file.set_len(10 << 20).unwrap();
         let geometry = Geometry { image_bytes: 10 << 20, chunk_bytes: 1 << 20 };
         let mut extents = Extents::new(file, geometry, vec![0..10]);
-        assert_eq!(extents.peek().unwrap(), Some(Unit::Holes(0..10)));
+        assert_eq!(extents.peek().unwrap(), Some(Holes(0..10)));
     }
 }

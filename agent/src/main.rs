@@ -4,7 +4,7 @@
 //! and ends with the link, or after 30 s of silence; every lock it holds ends with it. It never starts a program, never
 //! speaks to libvirt itself, and keeps nothing.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init))]
 
 mod buffer;
 mod exit;

@@ -33,7 +33,7 @@ use crate::requests::Worker;
 /// Bytes that a pipe to the controller holds, where the kernel allows it: fewer switches between the two.
 const PIPE_BYTES: i32 = 1 << 20;
 /// Bytes read ahead of what is wanted now; larger reads go straight to where they belong.
-const READ_AHEAD_BYTES: usize = 64 << 10;
+const READ_AHEAD_BYTES: usize = 4 << 10;
 /// How often silence is looked at.
 const SILENCE_POLL: Duration = Duration::from_millis(250);
 
@@ -145,7 +145,7 @@ fn begin(
     let (orders, waiting) = sync_channel(REQUESTS_WAITING_MAX);
     let mut worker = Worker::new(Arc::clone(&outbox), Arc::clone(&streams), Arc::clone(&silence));
     outbox.reply(0, &Ok(Reply::Hello(hello)));
-    let writing = Arc::clone(&outbox);
+    let outgoing = Arc::clone(&outbox);
     let watching = Arc::clone(&silence);
     let spawned = [
         thread::Builder::new().spawn(move || watching.watch()).map(drop),
@@ -154,7 +154,7 @@ fn begin(
                 if let Err(error) = io::Write::write_all(&mut output, &PREAMBLE) {
                     exit::end(exit::CLOSED, &format!("cannot write to the controller: {error}"));
                 }
-                writing.write_to(output)
+                outgoing.write_to(output)
             })
             .map(drop),
         thread::Builder::new().spawn(move || waiting.iter().for_each(|order| worker.carry_out(order))).map(drop),
