@@ -22,15 +22,21 @@
 use std::ops::Range;
 
 use journal_format::{ChunkRecordV1, Inode, TxnId};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use crate::chunk::Geometry;
+pub use codec::{
+    ProtocolError, decode_message, decode_reply, decode_request, decode_steer, encode_message, encode_reply,
+    encode_request, encode_steer,
+};
+pub use facts::{FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId};
 pub use frame::{
     CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, PIECE_BYTES_MAX, PIECE_HEADER_BYTES,
     PREAMBLE, PROTOCOL_VERSION, PieceHeader, RELAY_BYTES_MAX, split_frame,
 };
 
+mod codec;
+mod facts;
 mod frame;
 
 /// The transactions' host records on a destination.
@@ -321,27 +327,6 @@ pub enum Message {
     Ended(Result<(), Failure>),
 }
 
-/// Who the agent is, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
-    /// [`PROTOCOL_VERSION`]; also in every frame header.
-    pub protocol: u8,
-    /// The agent's own version.
-    pub version: String,
-    /// Its process.
-    pub agent: ProcessId,
-    /// Its effective user: 0, or hardly anything will work.
-    pub uid: u32,
-    /// `/etc/machine-id`; empty where there is none.
-    pub machine_id: String,
-    /// `uname -n`.
-    pub hostname: String,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-    /// CPUs online.
-    pub cpus: u32,
-}
-
 /// What the controller opens with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
@@ -373,88 +358,6 @@ pub enum Role {
     Destination,
     /// Survey: changes nothing.
     Look,
-}
-
-/// A process on a host: both numbers together name it for good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// Process id.
-    pub pid: u32,
-    /// Start time in clock ticks since boot (`/proc/<pid>/stat`, field 22).
-    pub started: u64,
-}
-
-/// Kind of a directory entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FileKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// A block device.
-    BlockDevice,
-    /// Anything else.
-    Other,
-}
-
-/// What `lstat` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileStat {
-    /// What it is.
-    pub kind: FileKind,
-    /// Its inode.
-    pub inode: Inode,
-    /// Device number: comparable until the next mount.
-    pub device: u64,
-    /// Bytes; of a block device its capacity.
-    pub size: u64,
-    /// Bytes allocated (`st_blocks` × 512).
-    pub allocated: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Names it has.
-    pub links: u64,
-    /// Nanoseconds since 1970.
-    pub mtime_ns: i128,
-    /// Nanoseconds since 1970.
-    pub ctime_ns: i128,
-}
-
-/// What `statfs` says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FilesystemFacts {
-    /// Device number: two paths with the same number share the space.
-    pub device: u64,
-    /// Bytes that root may still write.
-    pub available_bytes: u64,
-    /// Inodes free; `None` where the filesystem does not count them.
-    pub available_inodes: Option<u64>,
-    /// Type by name, such as `ext4`, or its magic in hexadecimal.
-    pub kind: String,
-    /// Mounted read-only.
-    pub read_only: bool,
-    /// Reached over a network.
-    pub network: bool,
-}
-
-/// An attempt at the owner lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OwnerLock {
-    /// The agent holds it.
-    Held {
-        /// The file that is locked: compare with the path afterwards.
-        inode: Inode,
-    },
-    /// Another process holds it.
-    Taken,
-    /// There is no such file.
-    Missing,
 }
 
 /// Hashing chunks of one file. The file must be as large as the geometry says (`Changed` otherwise).
@@ -542,106 +445,4 @@ pub enum FailureKind {
     Busy,
     /// The controller said something that makes no sense here.
     Protocol,
-}
-
-/// Bytes that are not the protocol, or not this version of it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProtocolError {
-    /// No frame begins here.
-    #[error("not a frame: the other end does not speak the agent's protocol, or bytes were lost")]
-    Magic,
-    /// Another version.
-    #[error("the other end speaks version {theirs} of the agent's protocol, this one version {PROTOCOL_VERSION}")]
-    Version {
-        /// The other end's.
-        theirs: u8,
-    },
-    /// A kind of frame that there is not.
-    #[error("unknown kind of frame: {0}")]
-    Kind(u8),
-    /// Above a bound.
-    #[error("a payload of {bytes} bytes: at most {bound} are allowed")]
-    TooLarge {
-        /// Bytes of the payload.
-        bytes: u64,
-        /// Bytes allowed.
-        bound: usize,
-    },
-    /// A piece that does not lie within its chunk.
-    #[error("a piece that does not lie within its chunk")]
-    Piece,
-    /// A payload that does not decode.
-    #[error("a payload that cannot be read: {0}")]
-    Payload(String),
-    /// Bytes behind the end of a value.
-    #[error("a payload with {0} bytes behind its end")]
-    Trailing(usize),
-}
-
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<CONTROL_BYTES_MAX>()
-}
-
-/// A whole control frame: header and encoded value. `TooLarge` if it exceeds [`CONTROL_BYTES_MAX`].
-fn encode<T: Serialize>(kind: FrameKind, id: u32, value: &T) -> Result<Vec<u8>, ProtocolError> {
-    let mut bytes = vec![0; FRAME_HEADER_BYTES];
-    bincode::serde::encode_into_std_write(value, &mut bytes, config())
-        .map_err(|error| ProtocolError::Payload(error.to_string()))?;
-    let payload_bytes = bytes.len() - FRAME_HEADER_BYTES;
-    let header = u32::try_from(payload_bytes)
-        .ok()
-        .filter(|_| payload_bytes <= kind.payload_bytes_max())
-        .map(|payload_bytes| FrameHeader { kind, id, payload_bytes })
-        .ok_or(ProtocolError::TooLarge { bytes: payload_bytes as u64, bound: kind.payload_bytes_max() })?;
-    bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
-    Ok(bytes)
-}
-
-fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ProtocolError> {
-    let (value, consumed) = bincode::serde::decode_from_slice(payload, config())
-        .map_err(|error| ProtocolError::Payload(error.to_string()))?;
-    match payload.len() - consumed {
-        0 => Ok(value),
-        trailing => Err(ProtocolError::Trailing(trailing)),
-    }
-}
-
-/// A whole `Request` frame.
-pub fn encode_request(id: u32, request: &Request) -> Result<Vec<u8>, ProtocolError> {
-    encode(FrameKind::Request, id, request)
-}
-
-/// A whole `Reply` frame.
-pub fn encode_reply(id: u32, reply: &Result<Reply, Failure>) -> Result<Vec<u8>, ProtocolError> {
-    encode(FrameKind::Reply, id, reply)
-}
-
-/// A whole `Steer` frame.
-pub fn encode_steer(id: u32, steer: Steer) -> Result<Vec<u8>, ProtocolError> {
-    encode(FrameKind::Steer, id, &steer)
-}
-
-/// A whole `Message` frame.
-pub fn encode_message(id: u32, message: &Message) -> Result<Vec<u8>, ProtocolError> {
-    encode(FrameKind::Message, id, message)
-}
-
-/// The payload of a `Request` frame.
-pub fn decode_request(payload: &[u8]) -> Result<Request, ProtocolError> {
-    decode(payload)
-}
-
-/// The payload of a `Reply` frame.
-pub fn decode_reply(payload: &[u8]) -> Result<Result<Reply, Failure>, ProtocolError> {
-    decode(payload)
-}
-
-/// The payload of a `Steer` frame.
-pub fn decode_steer(payload: &[u8]) -> Result<Steer, ProtocolError> {
-    decode(payload)
-}
-
-/// The payload of a `Message` frame.
-pub fn decode_message(payload: &[u8]) -> Result<Message, ProtocolError> {
-    decode(payload)
 }
