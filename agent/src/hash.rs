@@ -61,7 +61,7 @@ pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(
         || pool.close(),
     );
     batch.send();
-    result
+    result.and_then(|()| image.check_size())
 }
 
 struct Batch<'a> {

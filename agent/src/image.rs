@@ -29,6 +29,7 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Image {
     path: String,
+    bytes: u64,
     buffered: File,
     /// The same file with `O_DIRECT`, where the access asks for it and the filesystem has it.
     direct: Option<File>,
@@ -56,13 +57,13 @@ impl Image {
             let detail = format!("open image {path}: it has {bytes} bytes now, expected {expected}");
             return Err(failure(FailureKind::Changed, detail));
         }
-        let aligned = geometry.chunk_bytes as usize % ALIGNMENT == 0;
+        let aligned = (geometry.chunk_bytes as usize).is_multiple_of(ALIGNMENT);
         let direct = (access != Access::Read && aligned)
             .then(|| options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_DIRECT).open(path).ok())
             .flatten()
             // The name may have changed hands between the two.
             .filter(|direct| direct.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino())));
-        let image = Self { path: path.to_owned(), buffered, direct };
+        let image = Self { path: path.to_owned(), bytes, buffered, direct };
         match access {
             Access::Read => image.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL)?,
             // What could not be opened past the cache is dropped from it, once it is on the disk.
@@ -111,6 +112,17 @@ impl Image {
     /// The buffered descriptor, for punching holes.
     pub fn file(&self) -> &File {
         &self.buffered
+    }
+
+    /// Whether it still is as large as when it was opened: what is cut off reads as holes.
+    pub fn check_size(&self) -> Result<(), Failure> {
+        let bytes =
+            image_bytes(&self.buffered).map_err(|error| refused(format!("size of {}", self.path), errno(&error)))?;
+        if bytes == self.bytes {
+            return Ok(());
+        }
+        let detail = format!("{}: it had {} bytes at first and has {bytes} now", self.path, self.bytes);
+        Err(failure(FailureKind::Changed, detail))
     }
 
     /// Makes everything written so far survive a power cut.

@@ -204,3 +204,63 @@ fn encoded(frame: Result<Vec<u8>, ProtocolError>) -> Vec<u8> {
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or_else(|_| exit::end(exit::BUG, "a frame beyond every bound"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom};
+
+    use journal_format::ChunkValue;
+    use kvm_clone_agent::protocol::{FRAME_HEADER_BYTES, decode_message, decode_reply, split_frame};
+
+    use super::*;
+    use crate::buffer::Pool;
+
+    #[test]
+    fn what_is_urgent_goes_between_the_pieces_of_a_chunk() {
+        let outbox = Outbox::default();
+        let bytes = Pool::new(PIECE_BYTES_MAX + 5, 1).try_take().unwrap();
+        let chunk_len = length(bytes.len());
+        let piece = PieceHeader { index: 1, offset: 0, chunk_len, value: ChunkValue([7; 32]) };
+        outbox.chunk(OutgoingChunk { id: 3, piece, bytes });
+        outbox.message(3, &Message::Ended(Ok(())));
+        let mut written = tempfile::tempfile().unwrap();
+        for step in 0..4 {
+            match outbox.queues.wait_for(Queues::next) {
+                Next::Frame(frame) => written.write_all(&frame).unwrap(),
+                Next::Chunk(chunk) => outbox.write_piece(&mut written, chunk).unwrap(),
+            }
+            if step == 0 {
+                outbox.reply(9, &Ok(Reply::Pong));
+            }
+        }
+        let mut all = Vec::new();
+        written.seek(SeekFrom::Start(0)).unwrap();
+        io::Read::read_to_end(&mut written, &mut all).unwrap();
+        let (first, rest) = split_frame(&all).unwrap().unwrap();
+        let (reply, rest) = split_frame(rest).unwrap().unwrap();
+        let (second, rest) = split_frame(rest).unwrap().unwrap();
+        let (end, rest) = split_frame(rest).unwrap().unwrap();
+        assert!(rest.is_empty());
+        assert_eq!(
+            (first.payload.len(), second.payload.len()),
+            (PIECE_HEADER_BYTES + PIECE_BYTES_MAX, PIECE_HEADER_BYTES + 5)
+        );
+        assert_eq!(first.payload.first_chunk(), Some(&piece.encode()));
+        let offset = length(PIECE_BYTES_MAX);
+        assert_eq!(second.payload.first_chunk(), Some(&PieceHeader { offset, ..piece }.encode()));
+        assert_eq!((reply.header.id, decode_reply(reply.payload)), (9, Ok(Ok(Reply::Pong))));
+        assert_eq!(decode_message(end.payload), Ok(Message::Ended(Ok(()))));
+        assert_eq!(
+            reply.header.payload_bytes as usize + FRAME_HEADER_BYTES,
+            encode_reply(9, &Ok(Reply::Pong)).unwrap().len()
+        );
+    }
+
+    #[test]
+    fn an_answer_too_large_becomes_a_failure() {
+        let content = vec![0; kvm_clone_agent::protocol::CONTROL_BYTES_MAX];
+        let frame = reply_frame(1, &Ok(Reply::Content(Some(content))));
+        let (frame, _) = split_frame(&frame).unwrap().unwrap();
+        assert_eq!(decode_reply(frame.payload).unwrap().unwrap_err().kind, FailureKind::Unsupported);
+    }
+}

@@ -106,15 +106,14 @@ impl Receiver {
         if self.state.lock().ended {
             return Ok(None);
         }
-        let arriving = match before {
-            Some(arriving) => arriving,
-            None => {
-                let Some(mut buffer) = self.pool.try_take() else {
-                    return Err(failure(FailureKind::Protocol, "chunks beyond the credit"));
-                };
-                buffer.set_len(piece.chunk_len as usize);
-                Arriving { header: PieceHeader { offset: 0, ..piece }, buffer, filled: 0 }
-            }
+        let arriving = if let Some(arriving) = before {
+            arriving
+        } else {
+            let Some(mut buffer) = self.pool.try_take() else {
+                return Err(failure(FailureKind::Protocol, "chunks beyond the credit"));
+            };
+            buffer.set_len(piece.chunk_len as usize);
+            Arriving { header: PieceHeader { offset: 0, ..piece }, buffer, filled: 0 }
         };
         let expected = PieceHeader { offset: arriving.filled, ..arriving.header };
         if piece != expected || piece.chunk_len == 0 || piece.chunk_len != self.geometry.chunk_len(piece.index) {

@@ -65,7 +65,7 @@ pub fn run(id: u32, job: SendJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(
         },
     );
     zeros.send();
-    result
+    result.and_then(|()| image.check_size())
 }
 
 struct Zeros<'a> {

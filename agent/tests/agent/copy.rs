@@ -352,23 +352,27 @@ fn a_stranger_in_the_images_place_is_not_written() {
 fn a_source_that_shrinks_is_noticed() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let from = directory.path().join("image");
-    fs::write(&from, vec![3; 8 << 20]).unwrap();
     let geometry = Geometry { image_bytes: 8 << 20, chunk_bytes: 1 << 20 };
-    let mut source = Client::source();
-    let job = SendJob { path: text(&from), geometry, wanted: vec![0..8], credit_bytes: 2 << 20 };
-    let id = source.send(&Request::SendChunks(job));
-    assert!(matches!(source.next(id), Event::Piece(..)));
-    File::options().write(true).open(&from).unwrap().set_len(5 << 20).unwrap();
-    source.steer(id, Steer::Grant { bytes: 8 << 20 });
-    let end = loop {
-        match source.next(id) {
-            Event::Piece(..) => {}
-            Event::Message(Message::Ended(end)) => break end,
-            // The end of the file reads as a hole where the filesystem says so; that is noticed by the size at the end.
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(end.unwrap_err().kind, FailureKind::Changed);
+    // What is cut off had data once, and was a hole the other time: then it is one still, as far as reading tells.
+    for data_bytes in [8 << 20, 4 << 20] {
+        fs::write(&from, vec![3; data_bytes]).unwrap();
+        let file = File::options().write(true).open(&from).unwrap();
+        file.set_len(8 << 20).unwrap();
+        let mut source = Client::source();
+        let job = SendJob { path: text(&from), geometry, wanted: vec![0..8], credit_bytes: 2 << 20 };
+        let id = source.send(&Request::SendChunks(job));
+        assert!(matches!(source.next(id), Event::Piece(..)));
+        file.set_len(5 << 20).unwrap();
+        source.steer(id, Steer::Grant { bytes: 8 << 20 });
+        let end = loop {
+            match source.next(id) {
+                Event::Piece(..) | Event::Message(Message::Holes { .. }) => {}
+                Event::Message(Message::Ended(end)) => break end,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(end.unwrap_err().kind, FailureKind::Changed, "{data_bytes}");
+    }
 }
 
 #[test]
@@ -397,10 +401,10 @@ fn streams_have_a_bound_and_their_places_are_free_again() {
 fn memory_stays_bounded() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let from = directory.path().join("image");
-    let geometry = Geometry { image_bytes: 1 << 30, chunk_bytes: 1 << 20 };
+    let geometry = Geometry { image_bytes: 256 << 20, chunk_bytes: 1 << 20 };
     let file = File::create(&from).unwrap();
-    for megabyte in 0..1024_u32 {
-        file.write_all_at(&[megabyte.to_le_bytes()[0] | 1; 1 << 20], u64::from(megabyte) << 20).unwrap();
+    for megabyte in 0..256_u32 {
+        file.write_all_at(&vec![megabyte.to_le_bytes()[0] | 1; 1 << 20], u64::from(megabyte) << 20).unwrap();
     }
     let mut source = Client::source();
     let mut destination = Destination::locked();
@@ -409,7 +413,7 @@ fn memory_stays_bounded() {
         File::create(&to).unwrap().set_len(geometry.image_bytes).unwrap();
         copy(&mut source, &mut destination, &from, &to, geometry, whole(geometry), false);
         let job = HashJob { path: to.clone(), inode: None, geometry, wanted: whole(geometry), reread: true };
-        assert_eq!(hash(&mut destination.client, job).unwrap().len(), 1024);
+        assert_eq!(hash(&mut destination.client, job).unwrap().len(), 256);
         fs::remove_file(&to).unwrap();
     }
     for pid in [source.child.id(), destination.client.child.id()] {

@@ -14,7 +14,7 @@ pub fn make_image(path: &Path, image_bytes: u64) {
     let file = File::create(path).unwrap();
     file.set_len(image_bytes).unwrap();
     let mut state = 0x9e37_79b9_u64;
-    let mut fill = |position: u64, bytes: u64, zero: bool| {
+    let mut put = |position: u64, bytes: u64, zero: bool| {
         let end = (position + bytes).min(image_bytes);
         if position >= end {
             return;
@@ -29,11 +29,11 @@ pub fn make_image(path: &Path, image_bytes: u64) {
             .collect();
         file.write_all_at(&block, position).unwrap();
     };
-    fill(0, 3_500_000, false);
-    fill(5 << 20, 4 << 20, true);
-    fill((12 << 20) + 4096, 8192, false);
-    fill(20 << 20, 10 << 20, false);
-    fill(image_bytes.saturating_sub(1234), 1234, false);
+    put(0, 3_500_000, false);
+    put(5 << 20, 4 << 20, true);
+    put((12 << 20) + 4096, 8192, false);
+    put(20 << 20, 10 << 20, false);
+    put(image_bytes.saturating_sub(1234), 1234, false);
     file.sync_all().unwrap();
 }
 
@@ -153,7 +153,7 @@ fn a_cancelled_hash_ends() {
     let path = directory.path().join("image");
     let file = File::create(&path).unwrap();
     for megabyte in 0..256 {
-        file.write_all_at(&[7; 1 << 20], megabyte << 20).unwrap();
+        file.write_all_at(&vec![7; 1 << 20], megabyte << 20).unwrap();
     }
     let geometry = Geometry { image_bytes: 256 << 20, chunk_bytes: 1024 };
     let mut client = Client::source();

@@ -26,7 +26,9 @@ fn the_bytes_of_every_variant_are_the_pinned_ones() {
     if std::env::var_os("GOLDEN_WRITE").is_some_and(|value| value == "1") {
         let _ = fs::remove_dir_all(seeds());
         fs::create_dir_all(seeds()).unwrap();
-        frames.iter().for_each(|(name, bytes)| fs::write(seeds().join(name), bytes).unwrap());
+        for (name, bytes) in &frames {
+            fs::write(seeds().join(name), bytes).unwrap();
+        }
     }
     let mut names: Vec<_> =
         fs::read_dir(seeds()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -75,7 +77,9 @@ fn any_bytes_are_survived() {
         let mut bytes: Vec<u8> = (0..length).map(|_| next().to_le_bytes()[5]).collect();
         // Small numbers are variants and lengths; a right header lets the payload be looked at.
         if round % 2 == 0 {
-            bytes.iter_mut().for_each(|byte| *byte %= 32);
+            for byte in &mut bytes {
+                *byte %= 32;
+            }
         }
         any_bytes::check(&bytes);
         let kind = [FrameKind::Request, FrameKind::Reply, FrameKind::Message, FrameKind::Piece][round % 4];
