@@ -106,6 +106,7 @@ impl Host {
         let image = format!("/var/lib/libvirt/images/{name}.{format}");
         let marker = output_of(
             Command::new(GUEST)
+                .env("TMPDIR", &self.directory)
                 .args(["make", "--format", &format.to_string()])
                 .args(["--size", &(96 + fill_mib + fill_mib / 16).to_string()])
                 .args(["--fill", &fill_mib.to_string()])

@@ -12,6 +12,7 @@ mod program;
 mod vm;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -60,6 +61,8 @@ impl Lab {
             .env("KVM_CLONE_LAB_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/lab-cache"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // What ends the tests' process group must not end it too: it has to clean up then.
+            .process_group(0)
             .spawn()
             .expect("start tests/lab/lab");
         let mut directory = None;
