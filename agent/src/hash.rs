@@ -18,7 +18,7 @@ const HASH_LANES: usize = 4;
 /// Bytes read at a time: a chunk is hashed in parts, so that memory does not grow with its size.
 const READ_BYTES: usize = 1 << 20;
 /// Image bytes after which values are sent at the latest, for progress.
-const BATCH_BYTES_MAX: u64 = 256 << 20;
+const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 /// Hashes, and sends what it finds.
 pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(), Failure> {
