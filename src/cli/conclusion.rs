@@ -7,7 +7,7 @@ use super::exit::ExitStatus;
 use super::terminal::Terminal;
 use crate::engine::Ending;
 use crate::report::quantity::bytes;
-use crate::report::show::{next, stuck};
+use crate::report::show::{stuck, suggestions};
 use crate::report::transaction::TransactionLog;
 
 /// The end of one attempt.
@@ -35,28 +35,21 @@ impl Conclusion {
             }
             Ending::RolledBack { failure: None } => done = Some(rolled_back(&log)),
             Ending::RolledBack { failure: Some(failure) } => {
-                let hint =
-                    join(&failure.advice, &format!("{} Run it again once the cause is gone.", rolled_back(&log)));
-                error = Some(CliError::new(status, failure.message, hint));
+                let message = format!("{}\n{}", failure.message, rolled_back(&log));
+                error = Some(CliError::new(status, message, failure.advice));
             }
             Ending::Suspended(failure) => {
                 let message = format!("{}\nThe transaction is suspended; nothing is lost.", failure.message);
-                error = Some(CliError::new(status, message, join(&failure.advice, &next(&log, program))));
+                error = Some(CliError::new(status, message, failure.advice));
             }
             Ending::Stuck(finding) => {
-                let view = crate::report::transaction::FindingView {
-                    at: String::new(),
-                    step: finding.step.map(Into::into),
-                    expected: finding.expected,
-                    found: finding.found,
-                    commands: finding.commands,
-                };
-                let message = format!("transaction {} is stuck{}", log.transaction_id, stuck(&view));
-                error = Some(CliError::new(status, message, join("then:", &next(&log, program))));
+                let message = format!("transaction {} is stuck{}", log.transaction_id, stuck(&finding));
+                error = Some(CliError::new(status, message, "once that is gone, look again:"));
             }
-            Ending::Refused(failure) => {
-                error = Some(CliError::new(status, failure.message, join(&failure.advice, &next(&log, program))));
-            }
+            Ending::Refused(failure) => error = Some(CliError::new(status, failure.message, failure.advice)),
+        }
+        if let Some(error) = &mut error {
+            error.suggestions = suggestions(&log, program);
         }
         Self { status, log, warnings, done, error }
     }
@@ -102,12 +95,13 @@ fn cloned(log: &TransactionLog) -> String {
     let (source, clone) = (&log.source, &log.destination);
     let sent: u64 = log.disks.iter().filter_map(|disk| disk.sent_bytes).sum();
     format!(
-        "{} on {} is a clone of {} on {}: {} disks, {} sent. Transaction {}.",
+        "{} on {} is a clone of {} on {}: {} {}, {} sent. Transaction {}.",
         clone.vm_name,
         clone.host,
         source.vm_name,
         source.host,
         log.disks.len(),
+        if log.disks.len() == 1 { "disk" } else { "disks" },
         bytes(sent),
         log.transaction_id,
     )
@@ -117,7 +111,55 @@ fn rolled_back(log: &TransactionLog) -> String {
     format!("Transaction {} is rolled back: nothing of it is left on {}.", log.transaction_id, log.destination.host)
 }
 
-fn join(advice: &str, more: &str) -> String {
-    let parts: Vec<&str> = [advice.trim(), more.trim_end()].into_iter().filter(|part| !part.is_empty()).collect();
-    parts.join("\n")
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use journal_format::{EventV1, FindingV1};
+
+    use super::*;
+    use crate::report::fixture::{Journal, failure};
+
+    fn conclude(ending: Ending, journal: &Journal) -> Conclusion {
+        Conclusion::new(ending, TransactionLog::of(&journal.records, false, None).unwrap(), "kvm-clone")
+    }
+
+    #[test]
+    fn a_committed_clone_is_reported_with_what_was_left() {
+        let journal = Journal::begun().did(1, 0..7).committed(1);
+        let conclusion = conclude(Ending::Committed { warnings: vec!["a directory was left".into()] }, &journal);
+        let json = conclusion.json();
+        assert_eq!((json["exit_status"].as_u64(), json["status"].as_str()), (Some(0), Some("committed")));
+        assert_eq!(json["warnings"][0], "a directory was left");
+        assert!(json.get("error").is_none(), "{json}");
+        assert!(conclusion.human().contains("web01_clone on kvm2 is a clone of web01 on kvm1: 1 disk, 610.00 MB sent"));
+    }
+
+    #[test]
+    fn what_did_not_succeed_says_why_and_how_to_go_on() {
+        let suspended = Journal::begun().did(1, 0..3).then(1, EventV1::Suspended { failure: failure("kvm2: gone") });
+        let finding = FindingV1 {
+            step: None,
+            expected: "our image".into(),
+            found: "another".into(),
+            commands: vec!["ls -li /srv/vm".into()],
+        };
+        let stuck = Journal::begun().did(1, 0..3).then(1, EventV1::Stuck { finding: finding.clone() });
+        for (ending, journal, status, words, commands) in [
+            (Ending::Suspended(failure("kvm2: gone")), &suspended, 3, "suspended", &["resume", "rollback"][..]),
+            (Ending::Stuck(finding), &stuck, 4, "$ ls -li /srv/vm", &["resume", "rollback"]),
+            (Ending::Refused(failure("kvm2: gone")), &Journal::begun().did(1, 0..7).committed(1), 3, "kvm2: gone", &[]),
+        ] {
+            let conclusion = conclude(ending, journal);
+            assert_eq!(conclusion.human(), "");
+            let error = &conclusion.json()["error"];
+            assert_eq!(error["exit_status"], status);
+            assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+            let suggested = error["suggestions"].as_array().cloned().unwrap_or_default();
+            assert_eq!(suggested.len(), commands.len(), "{error}");
+            for (suggestion, command) in suggested.iter().zip(commands) {
+                let typed = format!("kvm-clone {command} 0198c0de-1111-7000-8000-0000deadbeef");
+                assert_eq!(suggestion["command"], typed);
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use super::exit::ExitStatus;
 use crate::domain::NameError;
 use crate::host::AddressError;
 use crate::journal::{JournalError, StateDirError};
+use crate::report::show::Suggestion;
 use crate::request::RequestError;
 use crate::world::{Fault, FaultKind};
 
@@ -20,6 +21,8 @@ pub struct CliError {
     pub hint: String,
     /// Single problems, where there are several.
     pub problems: Vec<Problem>,
+    /// Commands that would go on from here.
+    pub suggestions: Vec<Suggestion>,
 }
 
 /// One of several problems.
@@ -43,12 +46,15 @@ pub struct ErrorView<'a> {
     hint: &'a str,
     #[serde(skip_serializing_if = "<[Problem]>::is_empty")]
     problems: &'a [Problem],
+    #[serde(skip_serializing_if = "<[Suggestion]>::is_empty")]
+    suggestions: &'a [Suggestion],
 }
 
 impl CliError {
     /// A failure with one problem.
     pub fn new(exit: ExitStatus, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: hint.into(), problems: Vec::new() }
+        let (message, hint) = (message.into(), hint.into());
+        Self { exit, message, hint, problems: Vec::new(), suggestions: Vec::new() }
     }
 
     /// What was typed cannot be meant.
@@ -100,7 +106,13 @@ impl CliError {
 
     /// The JSON form.
     pub fn view(&self) -> ErrorView<'_> {
-        ErrorView { exit_status: self.exit as u8, message: &self.message, hint: &self.hint, problems: &self.problems }
+        ErrorView {
+            exit_status: self.exit as u8,
+            message: &self.message,
+            hint: &self.hint,
+            problems: &self.problems,
+            suggestions: &self.suggestions,
+        }
     }
 }
 

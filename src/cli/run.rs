@@ -142,7 +142,7 @@ fn blocked(report: &Report) -> CliError {
         message: blocker.message.clone(),
         hint: blocker.advice.clone(),
     });
-    CliError { exit, message, hint: String::new(), problems: problems.collect() }
+    CliError { problems: problems.collect(), ..CliError::new(exit, message, "") }
 }
 
 impl RunArgs {

@@ -79,7 +79,7 @@ impl Terminal {
     /// Something that happens: on standard error, unless `--quiet`.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.line(text);
+            self.line(&printable(text));
         }
     }
 
@@ -104,6 +104,9 @@ impl Terminal {
             push_hint(&mut text, "    ", &problem.hint);
         }
         push_hint(&mut text, "  ", &error.hint);
+        for suggestion in &error.suggestions {
+            let _ = write!(text, "\n    {}\n      {}", printable(&suggestion.command), printable(&suggestion.effect));
+        }
         self.line(&text);
     }
 

@@ -49,10 +49,15 @@ impl<'a> Watcher<'a> {
         Self { terminal, live, plan, numbers, began: Instant::now(), started: BTreeMap::new(), moving: None }
     }
 
+    /// `[3/14]`.
+    fn number(&self, step: StepRef) -> String {
+        let number = self.numbers.get(&step).copied().unwrap_or(0);
+        format!("[{number}/{}]", self.numbers.len())
+    }
+
     /// `[3/14] transfer vda`.
     fn title(&self, step: StepRef) -> String {
-        let number = self.numbers.get(&step).copied().unwrap_or(0);
-        format!("[{number}/{}] {}", self.numbers.len(), printable(&describe(&self.plan, step).line))
+        format!("{} {}", self.number(step), printable(&describe(&self.plan, step).line))
     }
 
     fn begin(&mut self, step: StepRef) {
@@ -71,8 +76,12 @@ impl<'a> Watcher<'a> {
 
     fn end(&mut self, step: StepRef, word: &str) {
         self.clear();
-        let time = self.started.get(&step).map(|started| format!(" ({})", short_time(started.elapsed())));
-        self.terminal.note(&format!("{} {word}{}", self.title(step), time.unwrap_or_default()));
+        let time = self.started.remove(&step).map(|started| format!(" in {}", short_time(started.elapsed())));
+        let time = time.unwrap_or_default();
+        // Where lines follow each other, the step was named a line before.
+        let told = !self.terminal.draws() && !time.is_empty();
+        let title = if told { self.number(step) } else { self.title(step) };
+        self.terminal.note(&format!("{title}: {word}{time}"));
     }
 
     fn clear(&mut self) {
@@ -95,10 +104,10 @@ impl Observer for Watcher<'_> {
             EventV1::Done { step, .. } => self.end(*step, "done"),
             EventV1::Undone { step } => self.end(*step, "undone"),
             EventV1::Failed { step, .. } => self.end(*step, "failed"),
-            EventV1::Reopened { step, why, .. } => self.end(*step, &format!("again: {}", printable(why))),
+            EventV1::Reopened { step, why, .. } => self.end(*step, &format!("again: {why}")),
             EventV1::RollingBack { failure } => {
                 self.clear();
-                self.terminal.note(&format!("rolling back: {}", printable(&failure.message)));
+                self.terminal.note(&format!("rolling back: {}", failure.message));
             }
             EventV1::Committed => self.terminal.note("committed: from here on only forward"),
             EventV1::Finished { .. } | EventV1::Abandoned { .. } => {
@@ -106,7 +115,7 @@ impl Observer for Watcher<'_> {
                 self.live.remove(self.plan.txn);
             }
             EventV1::LeftBehind { step, failure } => {
-                self.end(*step, &format!("left for later: {}", printable(&failure.message)));
+                self.end(*step, &format!("left for later: {}", failure.message));
             }
             EventV1::SourceChanged { disk, .. } => {
                 let disk = usize::try_from(*disk).ok().and_then(|disk| self.plan.disks.get(disk));

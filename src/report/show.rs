@@ -2,10 +2,13 @@
 
 use std::fmt::Write;
 
+use journal_format::FindingV1;
+use serde::Serialize;
+
 use super::quantity::{bytes, printable};
 use super::status::Status;
 use super::table::lay_out;
-use super::transaction::{DiskView, FindingView, TransactionLog};
+use super::transaction::{DiskView, TransactionLog};
 
 /// Everything a person needs of a transaction; with `events` its whole journal too. `program`: how this program is
 /// called, for the commands that are suggested.
@@ -26,7 +29,7 @@ pub fn human(log: &TransactionLog, events: bool, program: &str) -> String {
     if log.status == Status::Stuck
         && let Some(finding) = log.findings.last()
     {
-        text.push_str(&stuck(finding));
+        text.push_str(&stuck_lines(&finding.expected, &finding.found, &finding.commands));
     }
     for warning in &log.warnings {
         let _ = writeln!(text, "\nwarning: {}", printable(warning));
@@ -128,23 +131,38 @@ fn steps(log: &TransactionLog) -> String {
 }
 
 /// What was expected, what was found, and what a person would type.
-pub fn stuck(finding: &FindingView) -> String {
-    let mut text = format!(
-        "\nA person must act\n  expected: {}\n  found:    {}\n",
-        printable(&finding.expected),
-        printable(&finding.found)
-    );
-    for command in &finding.commands {
+pub fn stuck(finding: &FindingV1) -> String {
+    stuck_lines(&finding.expected, &finding.found, &finding.commands)
+}
+
+fn stuck_lines(expected: &str, found: &str, commands: &[String]) -> String {
+    let (expected, found) = (printable(expected), printable(found));
+    let mut text = format!("\nA person must act\n  expected: {expected}\n  found:    {found}\n");
+    for command in commands {
         let _ = writeln!(text, "  $ {}", printable(command));
     }
     text
 }
 
-/// The commands that fit the status, a line each, with what they would do; empty when nothing is left to do.
+/// A command that fits a transaction's status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Suggestion {
+    /// As it is typed.
+    pub command: String,
+    /// What it would do.
+    pub effect: String,
+}
+
+/// The commands that fit the status; none when nothing is left to do.
+pub fn suggestions(log: &TransactionLog, program: &str) -> Vec<Suggestion> {
+    let full = |command| format!("{program} {command} {}", log.transaction_id);
+    choices(log).into_iter().map(|(command, effect)| Suggestion { command: full(command), effect }).collect()
+}
+
+/// Those commands for people, two lines each.
 pub fn next(log: &TransactionLog, program: &str) -> String {
-    let id = &log.transaction_id;
-    choices(log).iter().fold(String::new(), |mut text, (command, effect)| {
-        let _ = writeln!(text, "  {program} {command} {id}\n      {effect}");
+    suggestions(log, program).iter().fold(String::new(), |mut text, Suggestion { command, effect }| {
+        let _ = writeln!(text, "  {command}\n      {effect}");
         text
     })
 }
