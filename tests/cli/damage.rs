@@ -13,8 +13,11 @@ use crate::transactions::Transaction;
 const VERSION_AT: usize = 4;
 const LENGTH_AT: usize = 64;
 
+/// Lets go of a transaction's journal and says where its log is.
 fn log_of(program: &Program, transaction: Transaction) -> PathBuf {
-    program.state().join("txn").join(transaction.txn.to_string()).join("events.log")
+    let txn = transaction.txn;
+    drop(transaction);
+    program.state().join("txn").join(txn.to_string()).join("events.log")
 }
 
 /// Every file below a directory with its bytes.

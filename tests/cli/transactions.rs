@@ -14,7 +14,7 @@ const BEGAN: u64 = 1_700_000_000_000;
 /// Bytes of the disk.
 pub const DISK_BYTES: u64 = 4_000_000_000;
 
-/// A transaction of one disk, web01 on kvm1 to web01_clone on kvm2. Its journal is held until it is dropped.
+/// A transaction of one disk, `web01` on `kvm1` to `web01_clone` on `kvm2`. Its journal is held until it is dropped.
 pub struct Transaction {
     pub txn: TxnId,
     journal: FileJournal,
