@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use journal_format::{AttemptPurpose, Epoch, EventV1, RecordV1};
+use journal_format::{AttemptPurpose, Epoch, EventV1, RecordV1, TxnId};
 use kvm_clone::engine::{self, Ending, Settings};
 use kvm_clone::observer::{Observer, Progress};
 use kvm_clone::world::Side;
@@ -71,7 +71,7 @@ impl History {
         if self.traced {
             world.keep_trace();
         }
-        let life = drive(&world, &self.scene, &self.durable, &self.oracle, purpose);
+        let life = drive(&world, self.scene.plan.txn, &self.durable, &self.oracle, purpose);
         world.end();
         if self.traced {
             self.told.extend(world.trace().iter().enumerate().map(|(number, what)| format!("  {number} {what}")));
@@ -133,6 +133,16 @@ impl History {
         })
     }
 
+    /// Whatever else is there, the clone is whole and nothing of anybody else was touched.
+    pub fn clone_stays_whole(&self) -> Result<(), String> {
+        let oracle = self.oracle.borrow();
+        self.scene.world.with(|core| {
+            oracle.source(core)?;
+            oracle.strangers(core)?;
+            oracle.clone_is_whole(core.machine(Side::Destination))
+        })
+    }
+
     /// Tells the whole story of a broken promise.
     pub fn report(&self, broken: &str, replay: &str) -> String {
         format!("{broken}\n{}\nreplay: {replay}", self.told.join("\n"))
@@ -142,12 +152,12 @@ impl History {
 /// One life: unwinding from a crash ends it.
 pub fn drive(
     world: &SimWorld,
-    scene: &Scene,
+    txn: TxnId,
     durable: &Rc<RefCell<Durable>>,
     oracle: &Rc<RefCell<Oracle>>,
     purpose: AttemptPurpose,
 ) -> Life {
-    let mut journal = Notebook::open(scene.plan.txn, world, durable, oracle);
+    let mut journal = Notebook::open(txn, world, durable, oracle);
     let settings = Settings { purpose, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
     let run = AssertUnwindSafe(|| engine::drive(world, &mut journal, &mut Silent, &settings));
     match catch_unwind(run) {

@@ -17,6 +17,7 @@ mod libvirt;
 mod machine;
 mod notebook;
 mod oracle;
+mod overtaken;
 mod planning;
 mod scene;
 mod seed;

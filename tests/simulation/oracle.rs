@@ -83,6 +83,11 @@ impl Snapshot {
         }
     }
 
+    /// Nothing is otherwise.
+    pub fn is(&self, other: &Self) -> Result<(), String> {
+        complain("something changed", &self.differences(other, &|_| false))
+    }
+
     /// In words, what is not as it was; names for which `excused` holds are passed over.
     fn differences(&self, now: &Self, excused: &dyn Fn(&str) -> bool) -> Vec<String> {
         let mut found = Vec::new();
@@ -309,7 +314,8 @@ impl Oracle {
         names
     }
 
-    fn clone_is_whole(&self, machine: &Machine) -> Result<(), String> {
+    /// The clone is defined, finished, and whole.
+    pub fn clone_is_whole(&self, machine: &Machine) -> Result<(), String> {
         let name = &self.plan.request.new_name;
         let Some(domain) = machine.libvirt.domains.get(&self.plan.clone_uuid) else {
             return Err("committed, but the clone is not defined".to_owned());

@@ -197,6 +197,13 @@ impl SimWorld {
         self.core.borrow_mut().pass_time(millis);
     }
 
+    /// The agent of this controller on the destination holds an owner lock.
+    pub fn holds_owner_lock(&self) -> bool {
+        let core = self.core.borrow();
+        let agent = core.controllers[self.controller].agents[index(Side::Destination)];
+        agent.is_some_and(|agent| !core.machine(Side::Destination).agents[agent].owner_locks.is_empty())
+    }
+
     /// While this controller is stopped (SIGSTOP) its agents hear nothing of it.
     pub fn stop_and(&self, meanwhile: impl FnOnce()) {
         let mine = |core: &mut Core, ends_at_ns: Option<i128>, controller| {
