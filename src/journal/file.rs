@@ -23,8 +23,9 @@ use super::{Journal, JournalError, StateDir};
 
 /// Name of the file that is given back when the disk is full.
 const BALLAST_NAME: &str = "ballast";
-/// Bytes of it: room for a copy of a small store and for what rolling back appends.
-const BALLAST_BYTES: libc::off_t = 4 * 1024 * 1024;
+/// Bytes of it: room for a copy of the store, which is what opening needs. The ledger of a 64 GiB image in chunks of 1 MiB
+/// makes a store of 13 MB (measured).
+const BALLAST_BYTES: libc::off_t = 16 * 1024 * 1024;
 
 /// The journal of one transaction on disk, held by this process.
 #[derive(Debug)]

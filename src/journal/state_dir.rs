@@ -184,3 +184,49 @@ impl StateDir {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn located(option: Option<&str>, is_root: bool, variables: &[(&str, &str)]) -> Option<String> {
+        let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        let found = StateDir::locate_in(option.map(Path::new), is_root, variable).ok()?;
+        Some(found.path().display().to_string())
+    }
+
+    #[test]
+    fn the_option_outranks_the_variable_and_that_the_default() {
+        let all = [(STATE_DIR_VARIABLE, "/none/variable"), ("XDG_STATE_HOME", "/none/xdg"), ("HOME", "/none/home")];
+        let found = |option, is_root, skip: usize| located(option, is_root, &all[skip..]).unwrap();
+        assert_eq!(found(Some("/none/option"), true, 0), "/none/option");
+        assert_eq!(found(None, true, 0), "/none/variable");
+        assert_eq!(found(None, true, 1), ROOT_STATE_DIR);
+        assert_eq!(found(None, false, 1), "/none/xdg/kvm-clone");
+        assert_eq!(found(None, false, 2), "/none/home/.local/state/kvm-clone");
+        assert_eq!(located(None, false, &[("XDG_STATE_HOME", "relative"), all[2]]).unwrap(), found(None, false, 2));
+        assert_eq!(located(None, false, &[]), None);
+    }
+
+    #[test]
+    fn only_old_and_free_leftovers_are_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::at(temp.path()).unwrap();
+        state.make().unwrap();
+        let old = std::time::SystemTime::now() - Duration::from_secs(UNFINISHED_AGE_SECONDS_MIN + 1);
+        let made = [1, 2, 3].map(|number| {
+            let path = state.unfinished_path(TxnId([number; 16]));
+            disk::make_dir(&path).unwrap();
+            path
+        });
+        let _held = TxnLock::take(&made[1]).unwrap();
+        for path in &made[..2] {
+            fs::File::open(path).unwrap().set_modified(old).unwrap();
+        }
+        state.remove_unfinished().unwrap();
+        assert_eq!(made.each_ref().map(|path| path.exists()), [false, true, true]);
+        assert_eq!(state.transactions().unwrap(), []);
+    }
+}

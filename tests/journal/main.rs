@@ -1,10 +1,13 @@
 //! The journal on a real disk: what it keeps, what it repairs, what it refuses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+#[cfg(feature = "crash-points")]
+mod crash;
 mod damage;
 #[path = "../../journal-format/tests/example/mod.rs"]
 mod example;
 mod keeping;
+mod latency;
 mod poison;
 mod sharing;
 
