@@ -80,7 +80,7 @@ impl OwnerV1 {
     pub fn encode_file(&self) -> Result<Vec<u8>, EncodeError> {
         let slot = self.encode_slot()?;
         let mut file = vec![0; OWNER_FILE_BYTES];
-        let start = if self.counter % 2 == 0 { 0 } else { SLOT_BYTES };
+        let start = if self.counter.is_multiple_of(2) { 0 } else { SLOT_BYTES };
         file[start..start + SLOT_BYTES].copy_from_slice(&slot);
         Ok(file)
     }

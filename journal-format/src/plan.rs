@@ -68,6 +68,7 @@ pub struct EndpointV1 {
 }
 
 /// Options of a request that the engine needs again after a crash.
+#[allow(clippy::struct_excessive_bools)] // switches of one command line, each its own
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OptionsV1 {
     /// Start the clone once it is finished.

@@ -122,8 +122,12 @@ fn prepare() {
         if std::env::var_os("GOLDEN_WRITE").is_some_and(|value| value == "1") {
             for (directory, files) in [(directory(), files()), (seeds(), seed_files())] {
                 fs::create_dir_all(&directory).unwrap();
-                names_in(&directory).iter().for_each(|name| fs::remove_file(directory.join(name)).unwrap());
-                files.iter().for_each(|(name, bytes)| fs::write(directory.join(name), bytes).unwrap());
+                for name in names_in(&directory) {
+                    fs::remove_file(directory.join(name)).unwrap();
+                }
+                for (name, bytes) in files {
+                    fs::write(directory.join(name), bytes).unwrap();
+                }
             }
         }
     });
@@ -188,8 +192,8 @@ fn the_example_has_every_variant() {
         usize::from(known.iter().any(|text| text.starts_with(name) && text.contains('{')))
     };
     let from_end = |name: &str, payload: &[u8], behind: usize| payload.len() - behind - 4 - 4 * fields(name);
-    let cases: [(&str, Vec<(usize, Vec<u8>)>); 4] = [
-        ("event", all.iter().map(|(_, payload)| (16, payload.clone())).collect()),
+    let cases = [
+        ("event", all.iter().map(|(_, payload)| (16, payload.clone())).collect::<Vec<_>>()),
         ("outcome", starting("done-").into_iter().map(|(_, payload)| (28, payload)).collect()),
         (
             "step",

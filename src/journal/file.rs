@@ -105,8 +105,8 @@ impl FileJournal {
         let path = self.directory.join(BALLAST_NAME);
         if self.is_finished() {
             let _ = disk::remove_file(&path);
-        } else if !repairs.contains(&Repair::BallastFreed) && !path.exists() && make_ballast(&self.directory).is_err() {
-            let _ = disk::remove_file(&path);
+        } else if !repairs.contains(&Repair::BallastFreed) && !path.exists() {
+            let _ = make_ballast(&self.directory);
         }
     }
 
@@ -186,10 +186,14 @@ impl Journal for FileJournal {
     }
 }
 
+/// Takes the space for the ballast, whole or not at all.
 fn make_ballast(directory: &Path) -> Result<(), JournalError> {
     let path = directory.join(BALLAST_NAME);
     let file = disk::make_file(&path)?;
-    posix_fallocate(&file, 0, BALLAST_BYTES).map_err(|errno| failed(&path, "reserve space")(errno.into()))
+    posix_fallocate(&file, 0, BALLAST_BYTES).map_err(|errno| {
+        let _ = disk::remove_file(&path);
+        failed(&path, "reserve space")(errno.into())
+    })
 }
 
 fn encode_failed(path: &Path, error: &EncodeError) -> JournalError {

@@ -77,9 +77,9 @@ pub fn verify(state: &StateDir, txn: TxnId) -> Result<VerifyReport, JournalError
         (None, Some(name)) => {
             let scratch = Scratch::make()?;
             match CopiedStore::open(&directory.join(&name), &scratch.0.join(&name), txn) {
-                Ok(copied) => {
-                    copies.push(copy_report(name, &copied.chain));
-                    judge(&log_chain, Ok(&copied.chain), copied.repairs)
+                Ok(store) => {
+                    copies.push(copy_report(name, &store.chain));
+                    judge(&log_chain, Ok(&store.chain), store.repairs)
                 }
                 Err(JournalError::Newer { what, .. }) => Verdict::Newer(what),
                 Err(error) => {

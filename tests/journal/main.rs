@@ -68,7 +68,8 @@ fn first_records(count: usize) -> Vec<RecordV1> {
 }
 
 fn chunk(index: u64) -> ChunkRecordV1 {
-    let state = if index % 3 == 0 { ChunkState::Zero } else { ChunkState::Data(ChunkValue([index as u8; 32])) };
+    let state =
+        if index.is_multiple_of(3) { ChunkState::Zero } else { ChunkState::Data(ChunkValue([index as u8; 32])) };
     ChunkRecordV1 { index, state }
 }
 

@@ -145,7 +145,7 @@ pub fn events() -> Vec<(String, EventV1)> {
         .into_iter()
         .map(|(name, outcome)| (format!("done-{name}"), EventV1::Done { step, outcome }))
         .collect();
-    let stop = failure(FailureClassV1::Stop, 4);
+    let left = failure(FailureClassV1::Stop, 4);
     let opened = |purpose| EventV1::AttemptOpened { epoch: Epoch(2), purpose, pid: 4242 };
     let reopened = |cause| EventV1::Reopened { step, cause, why: "the staged image is shorter".into() };
     events.extend(
@@ -174,7 +174,7 @@ pub fn events() -> Vec<(String, EventV1)> {
             ("suspended", EventV1::Suspended { failure: failure(FailureClassV1::Suspend, 3) }),
             ("finished-committed", EventV1::Finished { end: EndV1::Committed }),
             ("finished-rolled-back", EventV1::Finished { end: EndV1::RolledBack }),
-            ("left-behind", EventV1::LeftBehind { step: StepRef::CleanUp(5), failure: stop }),
+            ("left-behind", EventV1::LeftBehind { step: StepRef::CleanUp(5), failure: left }),
             ("source-changed", EventV1::SourceChanged { disk: 1, stamp: stamp() }),
         ]
         .map(|(name, event)| (name.to_owned(), event)),
