@@ -141,7 +141,10 @@ fn ready(context: &mut Context) -> Result<bool, Failure> {
 fn commit(context: &mut Context) -> Result<(), Failure> {
     context.world.check_interrupted()?;
     context.destination.rename(&context.record.owner(), &context.record.committed())?;
-    context.destination.sync(&context.record.directory)?;
+    // The mark can be seen now. Whatever its sync says, even a definite refusal, nothing may turn back any more.
+    context.destination.sync(&context.record.directory).map_err(|fault| {
+        Failure::suspend(format!("the commit mark is there, not yet durable: {fault}"), "resume to finish the clone")
+    })?;
     Ok(context.recorder.append(context.world.now(), EventV1::Committed)?)
 }
 
