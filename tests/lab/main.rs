@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../conformance/mod.rs"]
+mod conformance;
+mod ground;
 #[path = "mod.rs"]
 mod lab;
 

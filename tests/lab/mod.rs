@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub use host::{Host, Service};
 pub use image::{Content, Format};
 pub use outside::Outside;
-pub use program::{Controller, Finished, RUN_BOUND, Running, staged_bytes};
+pub use program::{Controller, Finished, RUN_BOUND, Running, agent, staged_bytes};
 pub use vm::{Disk, Vm};
 
 /// The lab's own program, which also people use.

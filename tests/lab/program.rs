@@ -239,7 +239,7 @@ pub fn staged_bytes(host: &Host, directory: &str) -> u64 {
 }
 
 /// The agent as it is shipped, static; built once, if `KVM_CLONE_AGENT` does not name it.
-fn agent() -> &'static Path {
+pub fn agent() -> &'static Path {
     static AGENT: OnceLock<PathBuf> = OnceLock::new();
     AGENT.get_or_init(|| {
         if let Some(path) = std::env::var_os("KVM_CLONE_AGENT") {

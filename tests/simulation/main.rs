@@ -15,6 +15,7 @@ mod histories;
 mod history;
 mod libvirt;
 mod machine;
+mod mishaps;
 mod notebook;
 mod oracle;
 mod overtaken;

@@ -10,7 +10,7 @@ use kvm_clone::journal::memory::MemoryJournal;
 use kvm_clone::journal::{Journal, JournalError};
 
 use crate::oracle::Oracle;
-use crate::world::SimWorld;
+use crate::world::{Core, SimWorld};
 
 /// What is on the controller's disk.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +42,14 @@ impl Notebook {
         }
         drop(kept);
         Self { world: world.clone(), open, durable: Rc::clone(durable), oracle: Rc::clone(oracle), failed: false }
+    }
+
+    fn judge(&self, judge: impl FnOnce(&Core) -> Result<(), String>) {
+        self.world.with(|core| {
+            if let Err(broken) = judge(core) {
+                core.broken.push(broken);
+            }
+        });
     }
 
     /// One write: a crash point before it and one behind it.
@@ -80,6 +88,8 @@ impl Journal for Notebook {
                 told
             }
         };
+        let oracle = Rc::clone(&self.oracle);
+        self.judge(|core| oracle.borrow().recorded(core, &record.event));
         self.write(&told, |open, durable| {
             open.append(expected, record.clone())?;
             durable.records.push(record);
@@ -92,13 +102,8 @@ impl Journal for Notebook {
     }
 
     fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
-        let oracle = self.oracle.borrow();
-        self.world.with(|core| {
-            if let Err(broken) = oracle.ledger(core, disk, records) {
-                core.broken.push(broken);
-            }
-        });
-        drop(oracle);
+        let oracle = Rc::clone(&self.oracle);
+        self.judge(|core| oracle.borrow().ledger(core, disk, records));
         self.write(&|| format!("ledger of disk {disk}: {} chunks", records.len()), |open, durable| {
             open.record_chunks(disk, records)?;
             durable.ledger.entry(disk).or_default().extend(records.iter().map(|record| (record.index, record.state)));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use journal_format::{ChunkRecordV1, ChunkState, DiskV1, PlanV1};
+use journal_format::{ChunkRecordV1, ChunkState, DiskV1, EventV1, PlanV1, StepRef, StepV1};
 use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
 
@@ -254,6 +254,36 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// What the journal says of a step survives a power cut of the destination.
+    pub fn recorded(&self, core: &Core, event: &EventV1) -> Result<(), String> {
+        let files = &core.machine(Side::Destination).files;
+        let (step, done) = match event {
+            EventV1::Done { step: StepRef::Forward(step), .. } => (*step, true),
+            EventV1::Undone { step: StepRef::Forward(step) } => (*step, false),
+            EventV1::Committed if files.durable_content(&self.record("committed")).is_none() => {
+                return Err("Committed is recorded, and the commit mark is not durable".to_owned());
+            }
+            _ => return Ok(()),
+        };
+        let step = self.plan.steps[step as usize];
+        let path = match step {
+            StepV1::ReserveRecord => self.record("owner"),
+            StepV1::ClaimName => format!("{HOST_RECORDS}/names/{}", self.plan.request.new_name),
+            StepV1::CreateStaging { directory } => {
+                format!("{}/nonce", self.plan.directories[directory as usize].staging)
+            }
+            StepV1::CreateDisk { disk } => self.plan.disks[disk as usize].staging_path.clone(),
+            StepV1::PublishDisk { disk } => self.plan.disks[disk as usize].final_path.clone(),
+            StepV1::DefineDomain => self.definition_path(),
+            StepV1::DetectSharedStorage | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. } => return Ok(()),
+        };
+        let strangers = self.removed || self.before[1].entries.contains_key(&path);
+        if files.durable_content(&path).is_some() == done || strangers {
+            return Ok(());
+        }
+        Err(format!("{event:?} is recorded, and {path} is {} durable", if done { "not" } else { "still" }))
     }
 
     /// The source is as it was, but for what strangers did.

@@ -1,0 +1,108 @@
+//! Everything else that can go wrong at one operation: a lost agent, a cut link, a late answer, a full disk, a power
+//! cut under a living controller, a refusal. Every operation of a clean clone meets each of them.
+
+use journal_format::AttemptPurpose;
+use kvm_clone::engine::Ending;
+use kvm_clone::world::{FaultKind, Side};
+
+use crate::faults::{Effect, Fault, FaultPlan};
+use crate::filesystem::Survival;
+use crate::history::{History, Life};
+use crate::scene::Shape;
+
+const SEED: u64 = 23;
+
+/// One disk is enough: what differs between disks is tried by crashes and by random histories.
+fn shape() -> Shape {
+    Shape { disks: 1, ..Shape::plain() }
+}
+
+fn operations_of_a_clean_clone() -> u64 {
+    let mut history = History::new(shape(), SEED);
+    let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
+    assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
+    world.operations()
+}
+
+/// Has one thing go wrong, at each operation in turn, and goes on to the end: forward at even ones, back at odd ones.
+fn everywhere(fault: &Fault, effects: &[Effect], refused: bool) {
+    for operation in 0..operations_of_a_clean_clone() {
+        for effect in effects {
+            let mut history = History::new(shape(), SEED);
+            *history.disturbed.borrow_mut() = refused;
+            let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault.clone(), *effect));
+            assert!(world.is_spent(), "operation {operation} was never reached");
+            let settled = match life {
+                Life::Ended(Ending::Suspended(_)) | Life::Crashed => None,
+                Life::Ended(ending) => Some(ending),
+            };
+            let back = settled.is_none() && operation % 2 == 1;
+            let purpose = if back { AttemptPurpose::Rollback } else { AttemptPurpose::Resume };
+            let ending = match settled {
+                Some(Ending::Committed { .. }) | None => history.settle(purpose),
+                ending => ending,
+            };
+            if let Err(broken) = history.verdict(ending.as_ref(), back) {
+                panic!("{}", history.report(&broken, &format!("{fault:?} with {effect:?} at operation {operation}")));
+            }
+        }
+    }
+}
+
+const LOST: [Effect; 3] = [Effect::Never, Effect::First, Effect::Late(3000)];
+
+#[test]
+fn an_agent_may_die_anywhere() {
+    everywhere(&Fault::AgentDies, &LOST, false);
+}
+
+#[test]
+fn a_link_may_be_cut_anywhere() {
+    everywhere(&Fault::LinkCut, &LOST, false);
+}
+
+#[test]
+fn an_answer_may_be_late_anywhere() {
+    everywhere(&Fault::TimesOut, &LOST, false);
+}
+
+#[test]
+fn a_host_may_lose_its_power_anywhere() {
+    for side in [Side::Source, Side::Destination] {
+        everywhere(&Fault::PowerCut(side, Survival::Nothing), &[Effect::Never, Effect::First], false);
+    }
+}
+
+#[test]
+fn a_disk_may_be_full_or_fail_anywhere() {
+    everywhere(&Fault::DiskFull, &[Effect::Never], false);
+    everywhere(&Fault::Fails(FaultKind::Io), &[Effect::Never], false);
+}
+
+#[test]
+fn libvirt_may_be_gone_anywhere() {
+    everywhere(&Fault::Fails(FaultKind::LibvirtDown), &[Effect::Never], false);
+}
+
+#[test]
+fn a_controller_may_be_interrupted_or_lose_its_journal_anywhere() {
+    everywhere(&Fault::Interrupt, &[Effect::Never], false);
+    everywhere(&Fault::JournalFails, &[Effect::Never, Effect::First], false);
+}
+
+#[test]
+fn anything_may_be_refused() {
+    for kind in [FaultKind::Denied, FaultKind::Refused, FaultKind::Unsupported] {
+        everywhere(&Fault::Fails(kind), &[Effect::Never], true);
+    }
+}
+
+#[test]
+fn a_filesystem_without_hard_links_turns_a_clone_back() {
+    let mut history = History::new(shape(), SEED);
+    history.scene.world.with(|core| core.machine_mut(Side::Destination).files.refuse_links(crate::scene::IMAGES));
+    let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::none());
+    let Life::Ended(ending) = life else { unreachable!("nothing goes wrong") };
+    assert!(matches!(ending, Ending::RolledBack { failure: Some(_) }), "{ending:?}");
+    history.verdict(Some(&ending), true).unwrap();
+}
