@@ -8,7 +8,7 @@ TEST_AGENT_TARGET := $(CURDIR)/target/tmp/agent
 STATIC := -C target-feature=+crt-static
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo install check agent tests docs audit release fuzz-build lab-up lab-shell lab-down
+.PHONY: help test demo install check agent tests docs audit release bench fuzz-build lab-up lab-shell lab-down
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,6 +50,9 @@ release: ## target/release/kvm-clone, and beside it the static kvm-clone-agent
 	$(CARGO) build --release --package kvm-clone --bin kvm-clone
 	$(CARGO) rustc --release --package kvm-clone-agent --bin kvm-clone-agent -- $(STATIC)
 	@! readelf --program-headers target/release/kvm-clone-agent | grep -q INTERP || { echo "the agent is not static" >&2; exit 1; }
+
+bench: install release ## Times kvm-clone against scp, in turns; fails when it is slower
+	$(SUDO) tests/lab/bench
 
 fuzz-build: ## The fuzz targets (needs a nightly toolchain)
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
