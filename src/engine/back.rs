@@ -35,9 +35,11 @@ fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut La
     let probe = late.probe(context, step.as_ref(), last)?;
     match decide(last, &probe, Direction::Back) {
         Decision::Nothing => return Ok(()),
+        // What is there is not ours: an undo has no business with it.
+        Decision::RecordUndone if matches!(probe, Probe::Foreign(_)) => {}
         // Nothing of ours is seen; an undo that was broken off may have removed it and not synced, so it is done again.
         Decision::RecordUndone | Decision::Undo => {
-            step.undo(context).map_err(|failure| undo_refused(context, place, failure))?
+            step.undo(context).map_err(|failure| undo_refused(context, place, failure))?;
         }
         Decision::Apply | Decision::RecordDone | Decision::Reopen | Decision::TurnBack | Decision::Stop => {
             return Err(stopped(context, step.as_ref(), place, &probe));

@@ -5,6 +5,8 @@
 //! The boundaries are those of a clean run's journal, before and after each event: the one after `Started` and the one
 //! before `Done` have the effect between them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "../lab/mod.rs"]
 mod lab;
 

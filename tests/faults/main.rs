@@ -2,6 +2,8 @@
 //! stopped and overtaken, people who start the source or the clone too early. And what it may cost: bytes sent again,
 //! time, memory.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "../lab/mod.rs"]
 mod lab;
 

@@ -1,6 +1,8 @@
 //! What is refused, between two real hosts: each time the exit status, a message with what, where, why and what to do,
 //! and nothing touched on either host. Journals that are damaged or newer, and bad usage, are in tests/cli.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "../lab/mod.rs"]
 mod lab;
 
