@@ -119,7 +119,7 @@ impl Connector {
                 client = self.attach(access, role) => client,
             }
         })?;
-        Ok(RealHost::new(self.clone(), client))
+        Ok(RealHost::new(self.clone(), role, client))
     }
 
     async fn attach(&self, access: &Access, role: Role) -> Result<Client, Fault> {

@@ -1,5 +1,6 @@
 //! One real host: each operation is a request to its agent or a call of its libvirt, waited for on the engine's thread.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use journal_format::{DomainUuid, Inode};
 use kvm_clone_agent::protocol::{self as wire, Reply, Request};
 
 use super::client::Client;
-use super::connect::Connector;
+use super::connect::{Connector, Role};
 use super::copy;
 use super::libvirt::Libvirt;
 use crate::world::{
@@ -23,14 +24,17 @@ const LONG_SECONDS_MAX: u64 = 900;
 /// A host with its agent.
 pub(super) struct RealHost {
     connector: Connector,
+    role: Role,
     client: Arc<Client>,
     libvirt: Libvirt,
+    holds_owner_lock: Cell<bool>,
 }
 
 impl RealHost {
-    pub(super) fn new(connector: Connector, client: Client) -> Self {
+    pub(super) fn new(connector: Connector, role: Role, client: Client) -> Self {
         let client = Arc::new(client);
-        Self { connector, libvirt: Libvirt::new(Arc::clone(&client)), client }
+        let libvirt = Libvirt::new(Arc::clone(&client));
+        Self { connector, role, client, libvirt, holds_owner_lock: Cell::new(false) }
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -45,6 +49,24 @@ impl RealHost {
 
     fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.connector.runtime.block_on(work)
+    }
+
+    /// A call that changes something in libvirt. The agent cannot tell it from one that asks, so what it refuses for
+    /// files is refused here.
+    fn tell_libvirt(
+        &self,
+        operation: impl Fn() -> String,
+        call: impl Future<Output = Result<(), Fault>>,
+    ) -> Result<(), Fault> {
+        let refuse = |kind, detail: &str| {
+            Err(Fault { kind, host: self.name(), operation: operation(), detail: detail.to_owned() })
+        };
+        match self.role {
+            Role::Destination(_) if self.holds_owner_lock.get() => self.block_on(call),
+            Role::Destination(_) => refuse(FaultKind::Fenced, "this agent does not hold the owner lock"),
+            Role::Source(_) => refuse(FaultKind::Denied, "nothing is changed on the source"),
+            Role::Look | Role::Survey => refuse(FaultKind::Denied, "nothing is changed while looking"),
+        }
     }
 
     fn ask<T>(
@@ -245,7 +267,7 @@ impl Host for RealHost {
 
     fn lock_owner(&self, path: &str) -> Result<OwnerLock, Fault> {
         let request = Request::LockOwner { path: path.into() };
-        self.quick(
+        let lock = self.quick(
             &request,
             || format!("lock {path}"),
             |reply| match reply {
@@ -254,7 +276,9 @@ impl Host for RealHost {
                 Reply::OwnerLock(wire::OwnerLock::Missing) => Some(OwnerLock::Missing),
                 _ => None,
             },
-        )
+        )?;
+        self.holds_owner_lock.set(matches!(lock, OwnerLock::Held { .. }));
+        Ok(lock)
     }
 
     fn kill_agent(&self, agent: ProcessId) -> Result<(), Fault> {
@@ -288,27 +312,27 @@ impl Host for RealHost {
     }
 
     fn define(&self, definition: &str) -> Result<(), Fault> {
-        self.block_on(self.libvirt.define(definition))
+        self.tell_libvirt(|| "define a domain".into(), self.libvirt.define(definition))
     }
 
     fn undefine(&self, uuid: DomainUuid) -> Result<(), Fault> {
-        self.block_on(self.libvirt.undefine(uuid))
+        self.tell_libvirt(|| format!("undefine domain {uuid}"), self.libvirt.undefine(uuid))
     }
 
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {
-        self.block_on(self.libvirt.set_metadata(uuid, element))
+        self.tell_libvirt(|| format!("set our metadata of domain {uuid}"), self.libvirt.set_metadata(uuid, element))
     }
 
     fn set_title(&self, uuid: DomainUuid, title: Option<&str>) -> Result<(), Fault> {
-        self.block_on(self.libvirt.set_title(uuid, title))
+        self.tell_libvirt(|| format!("set the title of domain {uuid}"), self.libvirt.set_title(uuid, title))
     }
 
     fn set_autostart(&self, uuid: DomainUuid, autostart: bool) -> Result<(), Fault> {
-        self.block_on(self.libvirt.set_autostart(uuid, autostart))
+        self.tell_libvirt(|| format!("set autostart of domain {uuid}"), self.libvirt.set_autostart(uuid, autostart))
     }
 
     fn start(&self, uuid: DomainUuid) -> Result<(), Fault> {
-        self.block_on(self.libvirt.start(uuid))
+        self.tell_libvirt(|| format!("start domain {uuid}"), self.libvirt.start(uuid))
     }
 
     fn native_command(&self, definition: &str) -> Result<String, Fault> {
@@ -328,7 +352,7 @@ impl Host for RealHost {
     }
 
     fn refresh_pool(&self, name: &str) -> Result<(), Fault> {
-        self.block_on(self.libvirt.refresh_pool(name))
+        self.tell_libvirt(|| format!("refresh pool {name}"), self.libvirt.refresh_pool(name))
     }
 
     fn renew_libvirt(&self) -> Result<(), Fault> {
