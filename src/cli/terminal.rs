@@ -98,9 +98,9 @@ impl Terminal {
 
     /// The words of a failure: on standard error.
     pub fn complain(&self, error: &CliError) {
-        let mut text = format!("error: {}", indented(&error.message));
+        let mut text = format!("error: {}", indented("  ", &error.message));
         for problem in &error.problems {
-            let _ = write!(text, "\n  - {}", indented(&problem.message));
+            let _ = write!(text, "\n  - {}", indented("    ", &problem.message));
             push_hint(&mut text, "    ", &problem.hint);
         }
         push_hint(&mut text, "  ", &error.hint);
@@ -120,13 +120,14 @@ impl Terminal {
 
 fn push_hint(text: &mut String, indent: &str, hint: &str) {
     if !hint.is_empty() {
-        let _ = write!(text, "\n{indent}hint: {}", indented(hint));
+        let _ = write!(text, "\n{indent}hint: {}", indented(indent, hint));
     }
 }
 
-/// Line breaks of a message are kept and indented; other control characters never reach the terminal.
-fn indented(text: &str) -> String {
-    text.trim_end().lines().map(printable).collect::<Vec<_>>().join("\n  ")
+/// Line breaks of a message are kept, and what follows them is indented; other control characters never reach the
+/// terminal.
+fn indented(indent: &str, text: &str) -> String {
+    text.trim_end().lines().map(printable).collect::<Vec<_>>().join(&format!("\n{indent}"))
 }
 
 fn to_stdout(text: &str) {

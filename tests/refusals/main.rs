@@ -1,167 +1,255 @@
-//! What is refused, between two real hosts: each time the exit status, a message with what, where, why and what to do,
-//! and nothing touched on either host. Journals that are damaged or newer, and bad usage, are in tests/cli.
-
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! What is refused after looking: hosts that cannot be used, VMs that cannot be cloned, destinations that cannot take
+//! them, names that are taken. Each time: the right exit status, a message that names it, no transaction, and both hosts
+//! exactly as they were.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../lab/mod.rs"]
 mod lab;
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{Content, Controller, Disk, Lab, Vm, staged_bytes};
+use lab::{Content, Controller, Disk, Lab, Outside, Vm, staged_bytes};
+use nix::sys::signal::Signal;
 
-/// Refused after looking, nothing touched.
-const REFUSED: i32 = 5;
-/// Wrong usage or input, no host contacted.
-const USAGE: i32 = 2;
-/// Held by another controller or process.
-const HELD: i32 = 7;
+const MIB: u64 = 1 << 20;
+const IMAGES: &str = "/var/lib/libvirt/images";
+const BOUND: Duration = Duration::from_secs(120);
 
+/// A lab with a VM `web` on host a, and how both hosts look.
 struct Ground {
     lab: Lab,
     controller: Controller,
+    before: (Outside, Outside),
 }
 
 impl Ground {
-    fn new() -> Self {
+    fn new(prepare: impl FnOnce(&Lab)) -> Self {
         let lab = Lab::up();
-        lab.a().define(&Vm::new("web").disk(Disk::raw(2 << 20)));
-        let controller = lab.controller();
-        Self { lab, controller }
+        lab.a().define(&Vm::new("web").disk(Disk::raw(8 * MIB).content(Content::Random)));
+        prepare(&lab);
+        let before = lab.outside();
+        Self { controller: lab.controller(), lab, before }
     }
 
-    /// Refused with this status and these words; nothing changed anywhere, and no transaction was made.
+    /// Runs the program: it exits so, says these words to people and its status to programs, and begins nothing.
     #[track_caller]
-    fn refuses(&self, arguments: &[&str], code: i32, words: &[&str]) {
-        self.refuses_for(&self.controller, arguments, code, words);
+    fn refuses(&self, words: &[&str], exit: i32, says: &[&str]) {
+        self.refuses_by(&self.controller, words, exit, says);
     }
 
     #[track_caller]
-    fn refuses_for(&self, controller: &Controller, arguments: &[&str], code: i32, words: &[&str]) {
-        let before = self.lab.outside();
-        let finished = controller.run(arguments).expect(code).says(words);
-        let advises = ["hint:", "Please free up"].iter().any(|words| finished.stderr.contains(words));
-        assert!(advises, "{arguments:?} does not say what to do:\n{}", finished.stderr);
-        println!("{arguments:?}: {}", finished.stderr.trim());
-        let after = self.lab.outside();
-        before.0.assert_same(&after.0, &format!("{arguments:?}"));
-        before.1.assert_same(&after.1, &format!("{arguments:?}"));
-        assert_eq!(controller.list().len(), 0, "{arguments:?} made a transaction");
+    fn refuses_by(&self, controller: &Controller, words: &[&str], exit: i32, says: &[&str]) {
+        let said = controller.run(words.iter().chain(&["--json"])).expect(exit);
+        for words in [&["error: "], says] {
+            assert!(words.iter().all(|word| said.stderr.contains(word)), "{words:?} are not in\n{}", said.stderr);
+        }
+        assert_eq!(said.json()["error"]["exit_status"], exit, "{}", said.stdout);
+        assert!(!controller.state_dir().join("txn").exists(), "{words:?}: a transaction was begun");
+    }
+
+    /// After all that, both hosts are exactly as they were.
+    #[track_caller]
+    fn is_untouched(&self) {
+        let (a, b) = self.lab.outside();
+        self.before.0.assert_same(&a, "after all refusals");
+        self.before.1.assert_same(&b, "after all refusals");
     }
 }
 
-#[test]
-fn names_that_cannot_be() {
-    let ground = Ground::new();
-    let long = "x".repeat(300);
-    for name in ["a/b", ".", "..", "a\nb", "a\u{7}b", "", long.as_str()] {
-        ground.refuses(&["run", "a", "b", "web", "--new-name", name], USAGE, &["name"]);
-    }
+/// A file of the lab's own directory with this content, that only its owner may read.
+fn private_file(lab: &Lab, name: &str, content: &[u8]) -> PathBuf {
+    let path = lab.directory().join(name);
+    fs::write(&path, content).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
 }
 
-#[test]
-fn virtual_machines_that_cannot_be_cloned() {
-    let ground = Ground::new();
-    let (a, b) = (ground.lab.a(), ground.lab.b());
-    ground.refuses(&["run", "a", "b", "nosuch"], REFUSED, &["nosuch", "a"]);
-    ground.refuses(&["run", "a", "a", "web", "--new-name", "web"], USAGE, &["web"]);
-
-    b.define(&Vm::new("taken"));
-    ground.refuses(&["run", "a", "b", "web", "--new-name", "taken"], REFUSED, &["taken", "b"]);
-
-    a.define(&Vm::new("running").disk(Disk::raw(1 << 20)));
-    a.virsh(["start", "running"]);
-    ground.refuses(&["run", "a", "b", "running"], REFUSED, &["running", "shut"]);
-    a.virsh(["destroy", "running"]);
-
-    let lost = Vm::new("lost").disk(Disk::raw(1 << 20));
-    a.define(&lost);
-    std::fs::remove_file(a.path(lost.disks()[0].path())).unwrap();
-    ground.refuses(&["run", "a", "b", "lost"], REFUSED, &[lost.disks()[0].path(), "a"]);
-
-    let nvram = b.path("/var/lib/libvirt/qemu/nvram");
-    std::fs::create_dir_all(&nvram).unwrap();
-    std::fs::write(nvram.join("web_clone_VARS.fd"), b"stale").unwrap();
-    ground.refuses(&["run", "a", "b", "web"], REFUSED, &["web_clone_VARS.fd", "b"]);
-}
-
-#[test]
-fn places_that_cannot_take_it() {
-    let ground = Ground::new();
-    let b = ground.lab.b();
-    ground.refuses(&["run", "a", "b", "web", "--pool", "nosuch"], REFUSED, &["nosuch", "b"]);
-    ground.refuses(&["run", "a", "b", "web", "--directory", "/srv/nosuch"], REFUSED, &["/srv/nosuch", "b"]);
-    b.run(["mkdir", "/srv/small"]);
-    b.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/srv/small"]);
-    let words = ["Insufficient disk space on b (/srv/small)", "15% safety margin", "Please free up at least"];
-    ground.refuses(&["run", "a", "b", "web", "--directory", "/srv/small"], REFUSED, &words);
-    b.run(["umount", "/srv/small"]);
-}
-
-#[test]
-fn hosts_that_cannot_be_trusted_or_reached() {
-    let ground = Ground::new();
-    let directory = ground.lab.directory();
-    ground.refuses(&["run", "nosuch.invalid", "b", "web"], REFUSED, &["nosuch.invalid"]);
-
-    let key = directory.join("other_key");
-    make_key(&key);
-    let named = key.to_str().unwrap();
-    ground.refuses(&["run", "a", "b", "web", "--ssh-key", named], REFUSED, &["a", "other_key"]);
-    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
-    ground.refuses(&["run", "a", "b", "web", "--ssh-key", named], REFUSED, &["other_key", "chmod 600"]);
-
-    // Every host now claims to have the new key.
-    let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
-    let public: Vec<_> = public.split_whitespace().take(2).collect();
-    let known = std::fs::read_to_string(ground.lab.known_hosts()).unwrap();
-    let forged: String = known
-        .lines()
-        .map(|line| format!("{} {}\n", line.split_whitespace().next().unwrap_or_default(), public.join(" ")))
-        .collect();
-    let with_known_hosts = |name: &str, content: &str| {
-        let file = directory.join(name);
-        std::fs::write(&file, content).unwrap();
-        let config = std::fs::read_to_string(ground.lab.ssh_config()).unwrap();
-        let config = config.replace(ground.lab.known_hosts().to_str().unwrap(), file.to_str().unwrap());
-        let path = directory.join(format!("{name}_config"));
-        std::fs::write(&path, config).unwrap();
-        ground.lab.controller().ssh_config(&path)
-    };
-    let changed = with_known_hosts("changed", &forged);
-    ground.refuses_for(&changed, &["run", "a", "b", "web"], REFUSED, &["KEY HAS CHANGED", "a", "ssh-keygen -R"]);
-    let unknown = with_known_hosts("empty", "");
-    ground.refuses_for(&unknown, &["run", "a", "b", "web"], REFUSED, &["key", "a", "SHA256:"]);
-}
-
-fn make_key(path: &Path) {
-    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).status();
+/// A key pair that no host knows.
+fn new_key(lab: &Lab, name: &str) -> PathBuf {
+    let path = lab.directory().join(name);
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&path).status();
     assert!(made.unwrap().success());
+    path
+}
+
+/// The lab's ssh configuration with another file of known hosts.
+fn with_known_hosts(lab: &Lab, name: &str, known_hosts: &str) -> PathBuf {
+    let file = private_file(lab, &format!("{name}_known_hosts"), known_hosts.as_bytes());
+    let config = fs::read_to_string(lab.ssh_config()).unwrap();
+    let config = config.replace(&lab.known_hosts().display().to_string(), &file.display().to_string());
+    private_file(lab, &format!("{name}_ssh_config"), config.as_bytes())
 }
 
 #[test]
-fn a_second_process_on_the_same_transaction_or_name() {
-    let ground = Ground::new();
+fn hosts_that_cannot_be_used() {
+    let ground = Ground::new(|_| ());
     let lab = &ground.lab;
-    lab.a().define(&Vm::new("large").disk(Disk::raw(64 << 20).content(Content::Random)));
-    let mut first = ground.controller.spawn(["run", "a", "b", "large", "--bandwidth-limit", "4M"]);
-    first.wait_until(Duration::from_secs(60), "some is staged", || {
-        staged_bytes(lab.b(), "/var/lib/libvirt/images") >= 1 << 20
+    ground.refuses(&["run", "a", "nosuch.invalid", "web"], 5, &["nosuch.invalid"]);
+    ground.refuses(&["run", "nosuch.invalid", "b", "web"], 5, &["nosuch.invalid"]);
+    ground.refuses(&["run", "a", "root@127.0.0.1:1", "web"], 5, &["127.0.0.1:1", "refused"]);
+    ground.refuses(&["run", "viewer@a", "b", "web"], 5, &["viewer@a", "root", "sudo"]);
+
+    let changed = new_key(lab, "another_host_key").with_extension("pub");
+    let changed: Vec<String> = fs::read_to_string(changed).unwrap().split(' ').take(2).map(str::to_owned).collect();
+    let known = fs::read_to_string(lab.known_hosts()).unwrap();
+    let changed: String = known
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(|host| format!("{host} {} {}\n", changed[0], changed[1].trim()))
+        .collect();
+    let changed = lab.controller().ssh_config(&with_known_hosts(lab, "changed", &changed));
+    ground.refuses_by(&changed, &["run", "a", "b", "web"], 5, &["a:", "HAS CHANGED", "changed_known_hosts line 1"]);
+    let unknown = lab.controller().ssh_config(&with_known_hosts(lab, "unknown", ""));
+    ground.refuses_by(&unknown, &["run", "a", "b", "web"], 5, &["a:", "key"]);
+
+    let no_agent = lab.controller().env("KVM_CLONE_AGENT", "/nonexistent/agent");
+    ground.refuses_by(&no_agent, &["run", "a", "b", "web"], 5, &["/nonexistent/agent"]);
+    ground.is_untouched();
+}
+
+#[test]
+fn keys_that_cannot_be_used() {
+    let ground = Ground::new(|_| ());
+    let lab = &ground.lab;
+    // Without the configuration's own key, so that only the named one is tried.
+    let config = fs::read_to_string(lab.ssh_config()).unwrap();
+    let config: String =
+        config.lines().filter(|line| !line.contains("IdentityFile")).map(|line| format!("{line}\n")).collect();
+    let config = private_file(lab, "no_key_ssh_config", config.as_bytes());
+    let controller = lab.controller().ssh_config(&config);
+    let refuses = |key: &Path, says: &[&str]| {
+        let key = key.display().to_string();
+        ground.refuses_by(&controller, &["run", "a", "b", "web", "--ssh-key", &key], 5, says);
+    };
+    refuses(&new_key(lab, "stranger"), &["a:", "stranger"]);
+    refuses(Path::new("/nonexistent/key"), &["/nonexistent/key"]);
+    refuses(&private_file(lab, "no_key", b"not a key"), &["no_key"]);
+    let readable = private_file(lab, "readable", &fs::read(lab.client_key()).unwrap());
+    fs::set_permissions(&readable, fs::Permissions::from_mode(0o644)).unwrap();
+    refuses(&readable, &["readable", "chmod 600"]);
+    ground.is_untouched();
+}
+
+#[test]
+fn vms_that_cannot_be_cloned() {
+    let ground = Ground::new(|lab| {
+        let a = lab.a();
+        a.define(&Vm::new("gone").disk(Disk::raw(MIB)));
+        fs::remove_file(a.path(format!("{IMAGES}/gone-0.raw"))).unwrap();
+        a.define(&Vm::new("odd").disk(Disk::raw(MIB)));
+        fs::remove_file(a.path(format!("{IMAGES}/odd-0.raw"))).unwrap();
+        fs::create_dir(a.path(format!("{IMAGES}/odd-0.raw"))).unwrap();
+        a.define(&Vm::new("on").disk(Disk::raw(MIB)));
+        a.virsh(["start", "on"]);
+        a.define(
+            &Vm::new("tpm")
+                .disk(Disk::raw(MIB))
+                .device("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"),
+        );
+        a.run([
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            &format!("{IMAGES}/web-0.raw"),
+            "-F",
+            "raw",
+            &format!("{IMAGES}/top.qcow2"),
+        ]);
+        let over = Vm::new("over").disk(Disk::qcow2(MIB).at(&format!("{IMAGES}/top.qcow2")));
+        a.define_xml(&over.definition());
     });
-    let txn = ground.controller.only_txn();
-    assert_eq!(ground.controller.status(&txn), "running");
-    let pid = first.pid().to_string();
+    ground.refuses(&["run", "a", "b", "nosuch"], 5, &["a:", "no VM nosuch", "web"]);
+    ground.refuses(
+        &["run", "a", "b", "6a1f3f0e-0d5d-4b55-9c1d-0123456789ab"],
+        5,
+        &["6a1f3f0e-0d5d-4b55-9c1d-0123456789ab"],
+    );
+    ground.refuses(&["run", "a", "b", "gone"], 5, &["gone-0.raw"]);
+    ground.refuses(&["run", "a", "b", "odd"], 5, &["odd-0.raw"]);
+    ground.refuses(&["run", "a", "b", "on"], 5, &["VM on is running", "virsh shutdown on"]);
+    ground.refuses(&["run", "a", "b", "tpm"], 5, &["TPM"]);
+    ground.refuses(&["run", "a", "b", "over"], 5, &["backing chain", "web-0.raw"]);
+    ground.is_untouched();
+    ground.lab.a().virsh(["destroy", "on"]);
+}
+
+#[test]
+fn destinations_that_cannot_take_the_clone() {
+    let ground = Ground::new(|lab| {
+        let b = lab.b();
+        b.define(&Vm::new("web_clone").disk(Disk::raw(MIB)));
+        fs::create_dir_all(b.path("/srv/small")).unwrap();
+        b.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", "/srv/small"]);
+        fs::create_dir_all(b.path("/var/lib/libvirt/qemu/nvram")).unwrap();
+        fs::write(b.path("/var/lib/libvirt/qemu/nvram/stale_VARS.fd"), b"stale").unwrap();
+    });
+    let run = |words: &[&'static str]| [&["run", "a", "b", "web"], words].concat();
+    ground.refuses(&run(&[]), 5, &["b:", "web_clone", "--new-name"]);
+    ground.refuses(&run(&["--new-name", "stale"]), 5, &["stale_VARS.fd"]);
+    ground.refuses(&run(&["--new-name", "c", "--pool", "nosuch"]), 5, &["b:", "pool nosuch"]);
+    ground.refuses(&run(&["--new-name", "c", "--directory", "/srv/nosuch"]), 5, &["b:", "/srv/nosuch"]);
+    ground.refuses(
+        &run(&["--new-name", "c", "--directory", "/srv/small"]),
+        5,
+        &[
+            "Insufficient disk space on b (/srv/small). Required: 0.01 GB (including 15% safety margin), Available:",
+            "free up",
+        ],
+    );
+    ground.refuses(&run(&["--new-name", "c", "--network-map", "default=nosuch"]), 5, &["b:", "nosuch"]);
+    // All at once, not one a run.
+    ground.refuses(
+        &run(&["--directory", "/srv/nosuch", "--network-map", "default=nonet"]),
+        5,
+        &["3 things", "web_clone", "/srv/nosuch", "nonet"],
+    );
+    ground.is_untouched();
+    ground.lab.b().run(["umount", "/srv/small"]);
+}
+
+#[test]
+fn the_source_itself_under_whatever_name_of_its_host() {
+    let ground = Ground::new(|_| ());
+    let uuid = ground.lab.a().virsh(["domuuid", "web"]);
+    ground.refuses(&["run", "a", "root@a", "web", "--new-name", "web"], 5, &["web"]);
+    ground.refuses(&["run", "a", "a", uuid.trim(), "--new-name", "web"], 5, &["web"]);
+    ground.refuses(&["run", "a", "a", "web", "--new-name", "web"], 2, &["source itself"]);
+    ground.is_untouched();
+}
+
+#[test]
+fn a_name_that_an_unfinished_clone_has_reserved_and_a_transaction_that_is_driven() {
+    let ground = Ground::new(|_| ());
+    let (lab, controller) = (&ground.lab, &ground.controller);
+    let words = ["run", "a", "b", "web", "--bandwidth-limit", "400K"];
+    let mut running = controller.spawn(words);
+    running.wait_until(BOUND, "something is staged", || staged_bytes(lab.b(), IMAGES) > 0);
+    let txn = controller.only_txn();
+    assert_eq!(controller.status(&txn), "running");
     for command in ["resume", "rollback"] {
-        ground.controller.run([command, &txn]).expect(HELD).says(&[&pid, "hint:"]);
+        controller.run([command, &txn]).expect(7).says(&["held by process", &running.pid().to_string()]);
     }
-    // Another controller, another transaction, the same name: the claim says whose it is.
-    lab.controller().run(["run", "a", "b", "web", "--new-name", "large_clone"]).expect(HELD).says(&[&txn]);
-    // The same controller: exit 5, with what to do.
-    let second = ground.controller.run(["run", "a", "b", "web", "--new-name", "large_clone"]).expect(REFUSED);
-    second.says(&[&txn, "resume", "rollback"]);
-    first.kill();
-    ground.controller.run(["rollback", &txn]).expect(0);
+    controller.run(["recover", "--resume-all"]).expect(7);
+
+    // Impatience makes nothing worse.
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGINT] {
+        running.signal(signal);
+    }
+    let commands = [format!("kvm-clone resume {txn}"), format!("kvm-clone rollback {txn}")];
+    running.wait_for(Duration::from_secs(30)).expect(3).says(&["suspended", &commands[0], &commands[1]]);
+    assert_eq!(controller.status(&txn), "interrupted");
+
+    controller.run(words).expect(5).says(&["web_clone", &txn, "resume", "rollback"]);
+    lab.controller().run(words).expect(7).says(&["web_clone"]);
+    assert_eq!(controller.list().len(), 1);
+
+    controller.run(["rollback", &txn]).expect(0).says(&["rolled back"]);
+    ground.is_untouched();
 }
