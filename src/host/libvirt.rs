@@ -19,10 +19,9 @@ use super::client::Client;
 use crate::world::{Fault, FaultKind};
 use relay::Relay;
 
-/// How long a call may take that only asks, or changes a definition.
-pub(super) const CALL_SECONDS_MAX: u64 = 30;
-/// How long starting a domain, or looking through a pool, may take.
-pub(super) const LONG_CALL_SECONDS_MAX: u64 = 120;
+/// How long a call may take. Starting a domain or looking through a pool takes its time, and whatever first asks for
+/// what QEMU can do makes libvirt run every QEMU of the host: on a busy one that is more than half a minute.
+const CALL_SECONDS_MAX: u64 = 120;
 /// How long a libvirt that is not there is waited for.
 const DOWN_SECONDS_MAX: u64 = 30;
 /// How often it is looked for meanwhile.
@@ -94,30 +93,30 @@ impl Libvirt {
         let deadline = Instant::now() + Duration::from_secs(DOWN_SECONDS_MAX);
         loop {
             let connection = self.connect(operation, deadline).await?;
-            match connection.run(call.clone(), CALL_SECONDS_MAX).await {
+            match connection.run(call.clone()).await {
                 Err(CallError::Lost(_)) if Instant::now() < deadline => {
                     self.renew();
                     self.client.check(operation)?;
                     sleep(Duration::from_millis(DOWN_RETRY_MILLISECONDS)).await;
                 }
-                other => return self.settle(operation, CALL_SECONDS_MAX, other),
+                other => return self.settle(operation, other),
             }
         }
     }
 
     /// A call that may change something: made once.
-    async fn change<T, F>(&self, operation: &str, seconds_max: u64, call: F) -> Result<T, Fault>
+    async fn change<T, F>(&self, operation: &str, call: F) -> Result<T, Fault>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, Refusal> + Send + 'static,
     {
         let deadline = Instant::now() + Duration::from_secs(DOWN_SECONDS_MAX);
         let connection = self.connect(operation, deadline).await?;
-        let result = connection.run(call, seconds_max).await;
-        self.settle(operation, seconds_max, result)
+        let result = connection.run(call).await;
+        self.settle(operation, result)
     }
 
-    fn settle<T>(&self, operation: &str, seconds_max: u64, result: Result<T, CallError>) -> Result<T, Fault> {
+    fn settle<T>(&self, operation: &str, result: Result<T, CallError>) -> Result<T, Fault> {
         match result {
             Ok(value) => Ok(value),
             Err(CallError::Refused(refusal)) => {
@@ -133,7 +132,7 @@ impl Libvirt {
                 self.renew();
                 self.client.check(operation)?;
                 let detail =
-                    format!("libvirt did not answer within {seconds_max} s; is libvirtd or virtqemud hanging?");
+                    format!("libvirt did not answer within {CALL_SECONDS_MAX} s; is libvirtd or virtqemud hanging?");
                 Err(self.fault(FaultKind::TimedOut, operation, detail))
             }
         }
@@ -204,7 +203,7 @@ impl Libvirt {
 }
 
 impl Connection {
-    async fn run<T, F>(&self, call: F, seconds_max: u64) -> Result<T, CallError>
+    async fn run<T, F>(&self, call: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, Refusal> + Send + 'static,
@@ -224,7 +223,7 @@ impl Connection {
         });
         let ended = || CallError::Lost("its thread ended".into());
         self.jobs.send(job).map_err(|_| ended())?;
-        match timeout(Duration::from_secs(seconds_max), answer).await {
+        match timeout(Duration::from_secs(CALL_SECONDS_MAX), answer).await {
             Ok(answer) => answer.unwrap_or_else(|_| Err(ended())),
             Err(_) => Err(CallError::TimedOut),
         }

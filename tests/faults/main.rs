@@ -9,7 +9,7 @@ mod lab;
 
 use std::time::{Duration, Instant};
 
-use lab::{Content, Controller, Disk, Finished, Format, Host, Lab, Running, Service, Vm, staged_bytes, wait_until};
+use lab::{Content, Controller, Disk, Host, Lab, Running, Service, Vm, staged_bytes, wait_until};
 use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -55,7 +55,9 @@ fn agents(host: &Host) -> Vec<u32> {
 fn kill_agents(host: &Host) {
     let pids = agents(host);
     assert!(!pids.is_empty(), "no agent on host {}", host.name());
-    pids.iter().for_each(|pid| host.signal(*pid, "KILL"));
+    for pid in pids {
+        host.signal(pid, "KILL");
+    }
 }
 
 /// Something breaks in mid-transfer: exit 3 in time, the host named; then it is mended and the clone resumed.

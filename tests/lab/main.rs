@@ -1,6 +1,6 @@
 //! The lab itself: what other tests lean on holds.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::similar_names)]
 
 #[path = "../conformance/mod.rs"]
 mod conformance;

@@ -1,7 +1,7 @@
 //! What is refused after looking: hosts that cannot be used, VMs that cannot be cloned, destinations that cannot take
 //! them, names that are taken. Each time: the right exit status, a message that names it, no transaction, and both hosts
 //! exactly as they were.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::format_collect, clippy::unused_self, missing_docs)]
 
 #[path = "../lab/mod.rs"]
 mod lab;

@@ -100,7 +100,7 @@ impl History {
                 Life::Ended(Ending::Suspended(_)) => self.pause(),
                 // Asked for the wrong direction: the transaction has gone the other way already.
                 Life::Ended(Ending::Refused(_)) if purpose == AttemptPurpose::Rollback => {
-                    purpose = AttemptPurpose::Resume
+                    purpose = AttemptPurpose::Resume;
                 }
                 Life::Ended(Ending::Refused(_)) => purpose = AttemptPurpose::Rollback,
                 Life::Ended(ending) => return Some(ending),

@@ -1,6 +1,20 @@
 //! The engine in a simulated world: every primitive operation as a crash point, power cuts, strangers, and an oracle
 //! that knows nothing of the engine.
 
+// A world in memory is small, mirrors a trait it does not shape, and is read more than it is run: style that helps a library hinders here.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::format_collect,
+    clippy::match_same_arms,
+    clippy::maybe_infinite_iter,
+    clippy::needless_for_each,
+    clippy::needless_pass_by_value,
+    clippy::similar_names,
+    clippy::struct_excessive_bools,
+    clippy::too_many_lines,
+    clippy::unnecessary_wraps,
+    clippy::unused_self
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../conformance/mod.rs"]

@@ -43,9 +43,4 @@ impl Seed {
             part.copy_from_slice(&random[..part.len()]);
         }
     }
-
-    /// Another stream, so that a change of how much one part draws does not change all others.
-    pub fn branch(&mut self) -> Self {
-        Self(self.next())
-    }
 }

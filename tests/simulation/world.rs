@@ -214,7 +214,7 @@ impl SimWorld {
             }
         };
         self.with(|core| {
-            mine(core, Some(core.now_ns + i128::from(SILENCE_MILLIS_MAX) * MILLISECOND_NS), self.controller)
+            mine(core, Some(core.now_ns + i128::from(SILENCE_MILLIS_MAX) * MILLISECOND_NS), self.controller);
         });
         meanwhile();
         self.with(|core| mine(core, None, self.controller));
@@ -850,8 +850,8 @@ impl SimWorld {
             linked: true,
             ends_at_ns: None,
             allowed,
-            owner_locks: Default::default(),
-            image_locks: Default::default(),
+            owner_locks: std::collections::BTreeSet::default(),
+            image_locks: std::collections::BTreeSet::default(),
         };
         let agents = &mut core.machine_mut(side).agents;
         agents.push(agent);

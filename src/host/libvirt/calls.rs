@@ -6,7 +6,7 @@ use virt::domain::Domain;
 use virt::error::ErrorNumber;
 use virt::storage_pool::StoragePool;
 
-use super::{CALL_SECONDS_MAX, LONG_CALL_SECONDS_MAX, Libvirt, Refusal};
+use super::{Libvirt, Refusal};
 use crate::world::{DomainBrief, DomainFacts, DomainState, Fault, FaultKind, NetworkFacts, PoolFacts};
 
 /// Prefix of our metadata element.
@@ -64,7 +64,7 @@ impl Libvirt {
         let operation = format!("define domain {}", name.as_deref().unwrap_or("without a name"));
         let text = definition.to_owned();
         let result = self
-            .change(&operation, CALL_SECONDS_MAX, move |connect| {
+            .change(&operation, move |connect| {
                 connect.define_domain_xml_flags(&text, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)?;
                 Ok(())
             })
@@ -84,7 +84,7 @@ impl Libvirt {
     }
 
     pub(in crate::host) async fn undefine(&self, uuid: DomainUuid) -> Result<(), Fault> {
-        self.change(&format!("undefine domain {uuid}"), CALL_SECONDS_MAX, move |connect| {
+        self.change(&format!("undefine domain {uuid}"), move |connect| {
             let Some(domain) = find(connect, uuid)? else { return Ok(()) };
             let mut flags = virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
             if connect.lib_version()? >= KEEP_TPM_SINCE {
@@ -97,7 +97,7 @@ impl Libvirt {
 
     pub(in crate::host) async fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {
         let element = element.map(str::to_owned);
-        self.change(&format!("set our metadata of domain {uuid}"), CALL_SECONDS_MAX, move |connect| {
+        self.change(&format!("set our metadata of domain {uuid}"), move |connect| {
             set(
                 connect,
                 uuid,
@@ -111,14 +111,14 @@ impl Libvirt {
 
     pub(in crate::host) async fn set_title(&self, uuid: DomainUuid, title: Option<&str>) -> Result<(), Fault> {
         let title = title.map(str::to_owned);
-        self.change(&format!("set the title of domain {uuid}"), CALL_SECONDS_MAX, move |connect| {
+        self.change(&format!("set the title of domain {uuid}"), move |connect| {
             set(connect, uuid, virt_sys::VIR_DOMAIN_METADATA_TITLE, title.as_deref(), None)
         })
         .await
     }
 
     pub(in crate::host) async fn set_autostart(&self, uuid: DomainUuid, autostart: bool) -> Result<(), Fault> {
-        self.change(&format!("set autostart of domain {uuid}"), CALL_SECONDS_MAX, move |connect| {
+        self.change(&format!("set autostart of domain {uuid}"), move |connect| {
             Ok(must_find(connect, uuid)?.set_autostart(autostart)?)
         })
         .await
@@ -126,7 +126,7 @@ impl Libvirt {
 
     pub(in crate::host) async fn start(&self, uuid: DomainUuid) -> Result<(), Fault> {
         let result = self
-            .change(&format!("start domain {uuid}"), LONG_CALL_SECONDS_MAX, move |connect| {
+            .change(&format!("start domain {uuid}"), move |connect| {
                 let domain = must_find(connect, uuid)?;
                 if domain.is_active()? {
                     return Ok(());
@@ -188,7 +188,7 @@ impl Libvirt {
 
     pub(in crate::host) async fn refresh_pool(&self, name: &str) -> Result<(), Fault> {
         let wanted = name.to_owned();
-        self.change(&format!("refresh pool {name}"), LONG_CALL_SECONDS_MAX, move |connect| {
+        self.change(&format!("refresh pool {name}"), move |connect| {
             connect.lookup_storage_pool_by_name(&wanted)?.refresh(0)?;
             Ok(())
         })
