@@ -40,6 +40,9 @@ fn two_labs_are_four_hosts_that_know_nothing_of_each_other() {
             machine_ids.push(ssh(lab, name, "cat /etc/machine-id"));
         }
     }
+    let list = "virsh -c qemu:///system list --all";
+    assert!(ssh(&one, "viewer@b", list).starts_with("Id"), "a member of the group libvirt may look");
+    assert!(ssh(&one, "operator@b", list).contains("authentication unavailable"), "others may not");
     machine_ids.sort();
     machine_ids.dedup();
     assert_eq!(machine_ids.len(), 4, "each host has a machine id of its own: {machine_ids:?}");
