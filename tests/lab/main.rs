@@ -19,7 +19,7 @@ fn ssh(lab: &Lab, to: &str, command: &str) -> String {
     let output = Command::new("ssh")
         .arg("-F")
         .arg(lab.ssh_config())
-        .args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=2", to, command])
+        .args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", to, command])
         .output()
         .unwrap();
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)).trim().to_owned()
@@ -140,7 +140,7 @@ fn faults_happen_and_pass() {
     assert_eq!(ssh(&lab, "b", "hostname"), "host-b");
 
     // Defined and acknowledged, but libvirt never synced the directory: the next boot does not know it.
-    host.run(["sync"]);
+    host.run(["sync", "--file-system", "/var"]);
     host.define(&Vm::new("web01"));
     std::fs::write(host.path("/var/lib/libvirt/images/unsynced"), "x").unwrap();
     host.cut_power();
@@ -149,7 +149,7 @@ fn faults_happen_and_pass() {
     assert!(!host.path("/var/lib/libvirt/images/unsynced").exists());
 
     host.define(&Vm::new("web01"));
-    host.run(["sync"]);
+    host.run(["sync", "--file-system", "/var"]);
     host.cut_power();
     host.boot();
     assert_eq!(host.state("web01").as_deref(), Some("shut off"), "what was synced does");
