@@ -122,7 +122,10 @@ impl FileJournal {
     fn write<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, JournalError>) -> Result<T, JournalError> {
         self.check_usable()?;
         let result = work(self);
-        self.poisoned = result.is_err();
+        if result.is_err() {
+            self.poisoned = true;
+            self.store.abandon();
+        }
         result
     }
 

@@ -83,7 +83,7 @@ fn own_start_time() -> Option<u64> {
 /// A transaction's lock, held until this is dropped.
 #[derive(Debug)]
 pub struct TxnLock {
-    _file: File,
+    file: File,
 }
 
 impl TxnLock {
@@ -108,7 +108,7 @@ impl TxnLock {
         file.write_all_at(content.as_bytes(), 0)
             .and_then(|()| file.set_len(content.len() as u64))
             .map_err(failed(&path, "write"))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Who holds the lock of the transaction in this directory; `None`: nobody. Takes nothing.
@@ -124,6 +124,13 @@ impl TxnLock {
             .map_err(|errno| failed(&path, "test lock")(errno.into()))?;
         let held = libc::c_int::from(test.l_type) != libc::F_UNLCK;
         Ok(held.then(|| read_holder(&file)))
+    }
+}
+
+impl Drop for TxnLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just starting has the descriptor too, until it execs.
+        let _ = fcntl(self.file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
     }
 }
 

@@ -7,6 +7,8 @@ mod crash;
 mod chain;
 mod disk;
 mod file;
+mod guarded_sled;
+mod ledger_writes;
 mod lock;
 mod log;
 pub mod memory;

@@ -2,34 +2,29 @@
 //!
 //! What sled promises is not enough by itself (measured): its `flush` is no fsync, so `db` is fdatasynced after it;
 //! values that reach `blobs/` are never synced, so a value has at most 4 KiB; opening writes, so only a copy is ever
-//! opened; opening may panic, so it is caught.
+//! opened; it may panic, so that is caught.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use journal_format::ledger::{LEDGER_KEY_BYTES, decode_ledger_entry, ledger_key, ledger_value};
 use journal_format::{ChainEnd, ChunkRecordV1, ChunkState, Envelope, FrameError, LedgerError, LedgerSeal, TxnId};
+use sled::Batch;
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional};
-use sled::{Batch, Tree};
 
 use super::JournalError;
 use super::chain::{ChainError, ChainFault, FoundChain, FoundFrame, Repair};
 use super::disk::{self, failed};
+use super::guarded_sled::{BLOBS_NAME, GuardedSled};
+use super::ledger_writes::LedgerWrites;
 
 /// Bytes of a sled value at most.
 const VALUE_BYTES_MAX: usize = 4096;
 /// Ledger entries that one sled transaction writes or removes at most.
 const LEDGER_BATCH_ENTRIES_MAX: usize = 1024;
-/// Bytes of sled's page cache.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// A directory without this file was never checked whole and does not count.
 const CHECKED_NAME: &str = "checked";
-const DATA_NAME: &str = "db";
-const BLOBS_NAME: &str = "blobs";
 /// Holds the number of ledger writes that are durable, outside of sled: a damaged sled may open as an earlier self of
 /// its own, in which chunks that were taken back are believed again.
 const LEDGER_WRITES_NAME: &str = "ledger-writes";
@@ -38,20 +33,11 @@ const LEDGER_WRITES_KEY: &[u8] = b"writes";
 const TORN_SNAPSHOT_SUFFIX: &str = ".generating";
 
 /// An open sled store in its directory.
+#[derive(Debug)]
 pub(super) struct Store {
     directory: PathBuf,
-    db: sled::Db,
-    events: Tree,
-    ledger: Tree,
-    seals: Tree,
-    data: File,
+    sled: GuardedSled,
     ledger_writes: LedgerWrites,
-}
-
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("directory", &self.directory).finish_non_exhaustive()
-    }
 }
 
 impl Store {
@@ -84,22 +70,19 @@ impl Store {
     }
 
     fn open(directory: &Path) -> Result<Self, JournalError> {
-        let (db, events, ledger, seals) = guarded(directory, "open sled", || {
-            // Flushing is ours to time, so no thread of sled's does it.
-            let db = sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
-            let trees = (db.open_tree("events")?, db.open_tree("ledger")?, db.open_tree("seals")?);
-            db.flush()?;
-            Ok((db, trees.0, trees.1, trees.2))
-        })?;
-        let data_path = directory.join(DATA_NAME);
-        let data = File::open(&data_path).map_err(failed(&data_path, "open"))?;
+        let sled = GuardedSled::open(directory)?;
         let ledger_writes = LedgerWrites::open(&directory.join(LEDGER_WRITES_NAME))?;
-        Ok(Self { directory: directory.to_owned(), db, events, ledger, seals, data, ledger_writes })
+        Ok(Self { directory: directory.to_owned(), sled, ledger_writes })
+    }
+
+    /// Lets go of a store in which a write failed: nothing more is written, not even when it is dropped.
+    pub fn abandon(&self) {
+        self.sled.abandon();
     }
 
     /// Makes the store durable whole, and lets it count.
     pub fn count(&self) -> Result<(), JournalError> {
-        self.sync()?;
+        self.sled.sync()?;
         let mark = self.directory.join(CHECKED_NAME);
         disk::make_file(&mark)?;
         disk::settle_files(&self.directory)?;
@@ -113,21 +96,21 @@ impl Store {
 
     /// Adds a frame. Durable when it returns.
     pub fn append(&self, sequence: u64, frame: &[u8]) -> Result<(), JournalError> {
-        guarded(&self.directory, "append to sled", || {
+        self.sled.run("append to sled", |trees| {
             let mut batch = Batch::default();
             for (part, bytes) in (0u32..).zip(frame.chunks(VALUE_BYTES_MAX)) {
                 batch.insert(&event_key(sequence, part)[..], bytes);
             }
-            Ok(self.events.apply_batch(batch)?)
+            Ok(trees.events.apply_batch(batch)?)
         })?;
-        self.sync()
+        self.sled.sync()
     }
 
     /// All frames, as far as they are whole.
     pub fn chain(&self, txn: TxnId) -> Result<FoundChain, JournalError> {
         let mut frames: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-        guarded(&self.directory, "read sled", || {
-            for entry in &self.events {
+        self.sled.run("read sled", |trees| {
+            for entry in &trees.events {
                 let (key, value) = entry?;
                 let key: [u8; 12] = key.as_ref().try_into().map_err(|_| io::Error::other("a key of another length"))?;
                 let (sequence, _part) = key.split_at(8);
@@ -141,9 +124,9 @@ impl Store {
 
     /// The ledger of one disk.
     pub fn chunks(&self, disk: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
-        guarded(&self.directory, "read ledger", || {
+        self.sled.run("read ledger", |trees| {
             let mut chunks = BTreeMap::new();
-            for entry in self.ledger.scan_prefix(disk.to_be_bytes()) {
+            for entry in trees.ledger.scan_prefix(disk.to_be_bytes()) {
                 let (key, value) = entry?;
                 let (_, record) = decode_ledger_entry(&key, &value).map_err(io::Error::other)?;
                 chunks.insert(record.index, record.state);
@@ -156,8 +139,8 @@ impl Store {
     pub fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
         for records in records.chunks(LEDGER_BATCH_ENTRIES_MAX) {
             let (sealed, changed) = (disk.to_be_bytes(), (self.ledger_writes.number + 1).to_le_bytes());
-            guarded(&self.directory, "write ledger", || {
-                let written = (&self.ledger, &self.seals).transaction(|(ledger, seals)| {
+            self.sled.run("write ledger", |trees| {
+                let written = (&trees.ledger, &trees.seals).transaction(|(ledger, seals)| {
                     let refused = |error: LedgerError| ConflictableTransactionError::Abort(error);
                     let mut seal = match seals.get(sealed)? {
                         Some(bytes) => LedgerSeal::decode(&bytes).map_err(refused)?,
@@ -179,7 +162,7 @@ impl Store {
                     TransactionError::Storage(error) => error.into(),
                 })
             })?;
-            self.sync()?;
+            self.sled.sync()?;
             self.ledger_writes.advance()?;
         }
         Ok(())
@@ -189,22 +172,22 @@ impl Store {
     pub fn forget_chunks(&mut self, disk: u32) -> Result<(), JournalError> {
         // The empty seal first, durably: from then on no entry is believed, whichever of them a crash leaves.
         let changed = (self.ledger_writes.number + 1).to_le_bytes();
-        guarded(&self.directory, "write ledger", || {
+        self.sled.run("write ledger", |trees| {
             let mut batch = Batch::default();
             batch.insert(&disk.to_be_bytes(), &LedgerSeal::default().encode()[..]);
             batch.insert(LEDGER_WRITES_KEY, &changed[..]);
-            Ok(self.seals.apply_batch(batch)?)
+            Ok(trees.seals.apply_batch(batch)?)
         })?;
-        self.sync()?;
+        self.sled.sync()?;
         self.ledger_writes.advance()?;
-        guarded(&self.directory, "empty ledger", || {
+        self.sled.run("empty ledger", |trees| {
             let last = ledger_key(disk, u64::MAX);
             let mut from = disk.to_be_bytes().to_vec();
             loop {
                 let mut batch = Batch::default();
                 let mut entries = 0;
                 // Each round goes on where the one before ended: sled is slow at passing over what was removed.
-                for key in self.ledger.range(&from[..]..=&last[..]).keys().take(LEDGER_BATCH_ENTRIES_MAX) {
+                for key in trees.ledger.range(&from[..]..=&last[..]).keys().take(LEDGER_BATCH_ENTRIES_MAX) {
                     from = key?.to_vec();
                     batch.remove(&from[..]);
                     entries += 1;
@@ -212,10 +195,10 @@ impl Store {
                 if entries == 0 {
                     return Ok(());
                 }
-                self.ledger.apply_batch(batch)?;
+                trees.ledger.apply_batch(batch)?;
             }
         })?;
-        self.sync()
+        self.sled.sync()
     }
 
     /// Compares the ledgers with their seals, and their age with what is known outside of sled; empties those that
@@ -250,8 +233,8 @@ impl Store {
     }
 
     fn ledger_writes_inside(&self) -> Result<u64, JournalError> {
-        guarded(&self.directory, "check ledger", || {
-            let value = self.seals.get(LEDGER_WRITES_KEY)?;
+        self.sled.run("check ledger", |trees| {
+            let value = trees.seals.get(LEDGER_WRITES_KEY)?;
             Ok(value.and_then(|bytes| bytes.as_ref().try_into().ok()).map_or(0, u64::from_le_bytes))
         })
     }
@@ -260,9 +243,9 @@ impl Store {
     #[allow(clippy::type_complexity)]
     fn ledger_seals(&self) -> Result<(BTreeMap<u32, Option<LedgerSeal>>, BTreeMap<u32, LedgerSeal>), JournalError> {
         let mut newer = None;
-        let maps = guarded(&self.directory, "check ledger", || {
+        let maps = self.sled.run("check ledger", |trees| {
             let (mut sealed, mut found) = (BTreeMap::new(), BTreeMap::<u32, LedgerSeal>::new());
-            for entry in &self.seals {
+            for entry in &trees.seals {
                 let (key, value) = entry?;
                 if key == LEDGER_WRITES_KEY {
                     continue;
@@ -271,7 +254,7 @@ impl Store {
                 let disk = disk.map_err(|_| io::Error::other(format!("a seal's key of {} bytes", key.len())))?;
                 sealed.insert(disk, readable(LedgerSeal::decode(&value), &mut newer));
             }
-            for entry in &self.ledger {
+            for entry in &trees.ledger {
                 let (key, value) = entry?;
                 let Some(disk) = key.first_chunk::<4>().map(|disk| u32::from_be_bytes(*disk)) else {
                     return Err(io::Error::other(format!("a ledger key of {} bytes", key.len())));
@@ -287,58 +270,6 @@ impl Store {
             Some(what) => Err(JournalError::Newer { path: self.directory.display().to_string(), what }),
             None => Ok(maps),
         }
-    }
-
-    /// Makes everything written so far durable.
-    fn sync(&self) -> Result<(), JournalError> {
-        guarded(&self.directory, "flush sled", || Ok(self.db.flush().map(|_| ())?))?;
-        self.data.sync_data().map_err(failed(&self.directory, "fdatasync of sled's file"))?;
-        let blobs = self.directory.join(BLOBS_NAME);
-        if disk::list(&blobs)?.is_empty() {
-            Ok(())
-        } else {
-            Err(failed(&blobs, "check")(io::Error::other("sled put a value where it is never synced")))
-        }
-    }
-}
-
-/// The file that holds the number of durable ledger writes: the number, then its BLAKE3, in one sector.
-struct LedgerWrites {
-    path: PathBuf,
-    file: File,
-    number: u64,
-    damaged: bool,
-}
-
-impl LedgerWrites {
-    fn open(path: &Path) -> Result<Self, JournalError> {
-        if !path.exists() {
-            let mut made = Self { path: path.to_owned(), file: disk::make_file(path)?, number: 0, damaged: false };
-            made.write()?;
-            return Ok(made);
-        }
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed(path, "open"))?;
-        let mut content = Vec::new();
-        (&file).take(64).read_to_end(&mut content).map_err(failed(path, "read"))?;
-        let number = content.first_chunk::<8>().filter(|number| content[8..] == *blake3::hash(&number[..]).as_bytes());
-        let (number, damaged) = (number.map_or(0, |number| u64::from_le_bytes(*number)), number.is_none());
-        Ok(Self { path: path.to_owned(), file, number, damaged })
-    }
-
-    fn advance(&mut self) -> Result<(), JournalError> {
-        self.number += 1;
-        self.write()
-    }
-
-    fn write(&mut self) -> Result<(), JournalError> {
-        let number = self.number.to_le_bytes();
-        let content = [&number[..], blake3::hash(&number).as_bytes()].concat();
-        self.file
-            .write_all_at(&content, 0)
-            .and_then(|()| self.file.sync_data())
-            .map_err(failed(&self.path, "write"))?;
-        self.damaged = false;
-        Ok(())
     }
 }
 
@@ -387,17 +318,4 @@ fn next_frame(end: &ChainEnd, sequence: u64, raw: &[u8]) -> Result<(FoundFrame, 
         return Err(FrameError::BadLength { length: u32::try_from(raw.len()).unwrap_or(u32::MAX) }.into());
     }
     Ok((FoundFrame { frame, raw: raw.to_vec() }, behind))
-}
-
-/// Runs a piece of sled that may panic on a damaged store, and names what failed.
-fn guarded<T>(
-    directory: &Path,
-    operation: &'static str,
-    work: impl FnOnce() -> io::Result<T>,
-) -> Result<T, JournalError> {
-    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(io::Error::other(format!("sled gave up: {}", text.unwrap_or("no reason given"))))
-    });
-    result.map_err(failed(directory, operation))
 }

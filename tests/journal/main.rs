@@ -9,9 +9,11 @@ mod example;
 mod keeping;
 mod latency;
 mod poison;
+mod power;
 mod sharing;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, RecordV1};
 use kvm_clone::journal::{FileJournal, Journal, StateDir};
@@ -61,6 +63,28 @@ impl Home {
     fn open_error(&self) -> kvm_clone::journal::JournalError {
         FileJournal::open(&self.state, example::txn()).unwrap_err()
     }
+}
+
+/// Gives this thread mounts of its own, which go with it and which nobody copies meanwhile: a copy would keep a
+/// filesystem alive that was unmounted here. `false`: not root, so nothing can be mounted.
+fn own_mounts() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return false;
+    }
+    // SAFETY: changes nothing but this thread's namespace.
+    assert_eq!(
+        unsafe { nix::libc::unshare(nix::libc::CLONE_NEWNS) },
+        0,
+        "unshare: {}",
+        std::io::Error::last_os_error()
+    );
+    run(Command::new("mount").args(["--make-rprivate", "/"]));
+    true
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn first_records(count: usize) -> Vec<RecordV1> {

@@ -8,7 +8,7 @@ use kvm_clone::journal::{FileJournal, Journal, JournalError, Repair, StateDir};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use super::{Home, chunk, example};
+use super::{Home, chunk, example, own_mounts, run};
 
 /// Records that are appended before a disk of a few MiB must be full.
 const RECORDS_MAX: u64 = 100_000;
@@ -86,35 +86,35 @@ fn in_a_child(name: &str, work: impl FnOnce()) {
     std::fs::remove_dir_all(directory.parent().unwrap()).unwrap();
 }
 
-/// A small filesystem in memory, mounted while this lives. `None` where the test may not mount.
-struct SmallDisk {
-    temp: tempfile::TempDir,
-}
+/// A small filesystem in memory, for this thread alone.
+struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
+    /// `None` where the test may not mount.
     fn mount(bytes: u64) -> Option<Self> {
-        let temp = tempfile::tempdir().unwrap();
-        let options = format!("size={bytes}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(temp.path()).status();
-        let is_mounted = mounted.is_ok_and(|status| status.success());
-        assert!(is_mounted || !nix::unistd::geteuid().is_root(), "root can mount");
-        is_mounted.then_some(Self { temp })
+        own_mounts().then(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let options = format!("size={bytes}");
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(directory.path()));
+            Self(directory)
+        })
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        assert!(Command::new("umount").arg(self.temp.path()).status().unwrap().success());
+        // Lazily: a journal that failed is let go of as a crash would, so its files are still open here.
+        run(Command::new("umount").arg("--lazy").arg(self.0.path()));
     }
 }
 
 #[test]
 fn a_full_disk_poisons_and_the_ballast_lets_it_open() {
     let Some(disk) = SmallDisk::mount(24 * 1024 * 1024) else { return };
-    let state = StateDir::at(&disk.temp.path().join("state")).unwrap();
+    let state = StateDir::at(&disk.0.path().join("state")).unwrap();
     let mut journal = FileJournal::create(&state, example::transaction()[0].clone()).unwrap();
     journal.append(1, example::transaction()[1].clone()).unwrap();
-    let filler = disk.temp.path().join("filler");
+    let filler = disk.0.path().join("filler");
     let _ = std::fs::write(&filler, vec![1; 32 * 1024 * 1024]);
     let (acknowledged, error) = fill(&mut journal);
     assert!(matches!(error, JournalError::Io { .. }), "{error}");
@@ -137,7 +137,7 @@ fn a_full_disk_poisons_and_the_ballast_lets_it_open() {
 #[test]
 fn a_transaction_does_not_begin_on_a_full_disk() {
     let Some(disk) = SmallDisk::mount(1024 * 1024) else { return };
-    let state = StateDir::at(&disk.temp.path().join("state")).unwrap();
+    let state = StateDir::at(&disk.0.path().join("state")).unwrap();
     let error = FileJournal::create(&state, example::transaction()[0].clone()).unwrap_err();
     assert!(matches!(error, JournalError::Io { .. }), "{error}");
     assert_eq!(state.transactions().unwrap(), []);
