@@ -38,17 +38,7 @@ impl Ground {
     /// Runs the program: it exits so, says these words to people and its status to programs, and begins nothing.
     #[track_caller]
     fn refuses(&self, words: &[&str], exit: i32, says: &[&str]) {
-        self.refuses_by(&self.controller, words, exit, says);
-    }
-
-    #[track_caller]
-    fn refuses_by(&self, controller: &Controller, words: &[&str], exit: i32, says: &[&str]) {
-        let said = controller.run(words.iter().chain(&["--json"])).expect(exit);
-        for words in [&["error: "], says] {
-            assert!(words.iter().all(|word| said.stderr.contains(word)), "{words:?} are not in\n{}", said.stderr);
-        }
-        assert_eq!(said.json()["error"]["exit_status"], exit, "{}", said.stdout);
-        assert!(!controller.state_dir().join("txn").exists(), "{words:?}: a transaction was begun");
+        refuses_by(&self.controller, words, exit, says);
     }
 
     /// After all that, both hosts are exactly as they were.
@@ -58,6 +48,17 @@ impl Ground {
         self.before.0.assert_same(&a, "after all refusals");
         self.before.1.assert_same(&b, "after all refusals");
     }
+}
+
+/// Runs the program of a controller whose surroundings are odd, likewise.
+#[track_caller]
+fn refuses_by(controller: &Controller, words: &[&str], exit: i32, says: &[&str]) {
+    let said = controller.run(words.iter().chain(&["--json"])).expect(exit);
+    for words in [&["error: "], says] {
+        assert!(words.iter().all(|word| said.stderr.contains(word)), "{words:?} are not in\n{}", said.stderr);
+    }
+    assert_eq!(said.json()["error"]["exit_status"], exit, "{}", said.stdout);
+    assert!(!controller.state_dir().join("txn").exists(), "{words:?}: a transaction was begun");
 }
 
 /// A file of the lab's own directory with this content, that only its owner may read.
@@ -96,18 +97,15 @@ fn hosts_that_cannot_be_used() {
     let changed = new_key(lab, "another_host_key").with_extension("pub");
     let changed: Vec<String> = fs::read_to_string(changed).unwrap().split(' ').take(2).map(str::to_owned).collect();
     let known = fs::read_to_string(lab.known_hosts()).unwrap();
-    let changed: String = known
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .map(|host| format!("{host} {} {}\n", changed[0], changed[1].trim()))
-        .collect();
-    let changed = lab.controller().ssh_config(&with_known_hosts(lab, "changed", &changed));
-    ground.refuses_by(&changed, &["run", "a", "b", "web"], 5, &["a:", "HAS CHANGED", "changed_known_hosts line 1"]);
+    let hosts = known.lines().filter_map(|line| line.split(' ').next());
+    let changed: Vec<_> = hosts.map(|host| format!("{host} {} {}\n", changed[0], changed[1].trim())).collect();
+    let changed = lab.controller().ssh_config(&with_known_hosts(lab, "changed", &changed.concat()));
+    refuses_by(&changed, &["run", "a", "b", "web"], 5, &["a:", "HAS CHANGED", "changed_known_hosts line 1"]);
     let unknown = lab.controller().ssh_config(&with_known_hosts(lab, "unknown", ""));
-    ground.refuses_by(&unknown, &["run", "a", "b", "web"], 5, &["a:", "key"]);
+    refuses_by(&unknown, &["run", "a", "b", "web"], 5, &["a:", "key"]);
 
     let no_agent = lab.controller().env("KVM_CLONE_AGENT", "/nonexistent/agent");
-    ground.refuses_by(&no_agent, &["run", "a", "b", "web"], 5, &["/nonexistent/agent"]);
+    refuses_by(&no_agent, &["run", "a", "b", "web"], 5, &["/nonexistent/agent"]);
     ground.is_untouched();
 }
 
@@ -117,13 +115,12 @@ fn keys_that_cannot_be_used() {
     let lab = &ground.lab;
     // Without the configuration's own key, so that only the named one is tried.
     let config = fs::read_to_string(lab.ssh_config()).unwrap();
-    let config: String =
-        config.lines().filter(|line| !line.contains("IdentityFile")).map(|line| format!("{line}\n")).collect();
+    let config = config.lines().filter(|line| !line.contains("IdentityFile")).collect::<Vec<_>>().join("\n");
     let config = private_file(lab, "no_key_ssh_config", config.as_bytes());
     let controller = lab.controller().ssh_config(&config);
     let refuses = |key: &Path, says: &[&str]| {
         let key = key.display().to_string();
-        ground.refuses_by(&controller, &["run", "a", "b", "web", "--ssh-key", &key], 5, says);
+        refuses_by(&controller, &["run", "a", "b", "web", "--ssh-key", &key], 5, says);
     };
     refuses(&new_key(lab, "stranger"), &["a:", "stranger"]);
     refuses(Path::new("/nonexistent/key"), &["/nonexistent/key"]);
