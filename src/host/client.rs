@@ -189,11 +189,12 @@ impl Client {
 
     /// Ends the agent: closes its stdin, and waits for its end, a few seconds at most. A second time does nothing.
     pub(super) async fn end(&self) {
+        let lost = self.shared.state().loss.is_some();
         self.shared.lose(FaultKind::Unreachable, "it was disconnected");
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for mut task in tasks {
             // The writer ends once it said so, the reader once the agent did.
-            if timeout(Duration::from_secs(END_SECONDS_MAX), &mut task).await.is_err() {
+            if lost || timeout(Duration::from_secs(END_SECONDS_MAX), &mut task).await.is_err() {
                 task.abort();
             }
         }

@@ -16,6 +16,7 @@ use virt::connect::Connect;
 use virt::error::{ErrorNumber, clear_error_callback};
 
 use super::client::Client;
+use super::interrupt::Interrupt;
 use crate::world::{Fault, FaultKind};
 use relay::Relay;
 
@@ -45,6 +46,18 @@ impl From<virt::error::Error> for Refusal {
 }
 
 impl Refusal {
+    /// While connecting: a daemon that is just starting or ending, and no answer of it. The words are those of libvirt's
+    /// library in this process, which nobody asked to translate them.
+    fn is_broken_link(&self) -> bool {
+        match self.code {
+            Some(ErrorNumber::SystemError | ErrorNumber::Rpc | ErrorNumber::NoConnect) => true,
+            Some(ErrorNumber::InternalError) => {
+                self.message.contains("socket is closed") || self.message.contains("End of file")
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn is(&self, code: ErrorNumber) -> bool {
         self.code == Some(code)
     }
@@ -65,6 +78,7 @@ type Job = Box<dyn FnOnce(&Connect) + Send>;
 /// libvirt of one host.
 pub(super) struct Libvirt {
     client: Arc<Client>,
+    interrupt: Interrupt,
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -75,8 +89,8 @@ struct Connection {
 }
 
 impl Libvirt {
-    pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, connection: Mutex::new(None) }
+    pub(super) fn new(client: Arc<Client>, interrupt: Interrupt) -> Self {
+        Self { client, interrupt, connection: Mutex::new(None) }
     }
 
     /// The next call opens a new connection.
@@ -97,7 +111,7 @@ impl Libvirt {
                 Err(CallError::Lost(_)) if Instant::now() < deadline => {
                     self.renew();
                     self.client.check(operation)?;
-                    sleep(Duration::from_millis(DOWN_RETRY_MILLISECONDS)).await;
+                    self.pause(operation).await?;
                 }
                 other => return self.settle(operation, other),
             }
@@ -166,7 +180,16 @@ impl Libvirt {
                 );
                 return Err(Fault { detail, ..fault });
             }
-            sleep(Duration::from_millis(DOWN_RETRY_MILLISECONDS)).await;
+            self.pause(operation).await?;
+        }
+    }
+
+    /// Between two looks for a libvirt that is not there.
+    async fn pause(&self, operation: &str) -> Result<(), Fault> {
+        tokio::select! {
+            biased;
+            () = self.interrupt.raised() => Err(self.fault(FaultKind::Interrupted, operation, "interrupted".into())),
+            () = sleep(Duration::from_millis(DOWN_RETRY_MILLISECONDS)) => Ok(()),
         }
     }
 
@@ -182,9 +205,8 @@ impl Libvirt {
         match timeout(Duration::from_secs(CALL_SECONDS_MAX), opened).await {
             Ok(Ok(Ok(()))) => Ok(Connection { jobs, relay }),
             Ok(Ok(Err(refusal))) => {
-                let denied = kind_of(&refusal) == FaultKind::Denied;
-                // What breaks while connecting is a daemon that is just starting or ending.
-                let kind = if denied { FaultKind::Denied } else { FaultKind::LibvirtDown };
+                let kind = if refusal.is_broken_link() { FaultKind::LibvirtDown } else { kind_of(&refusal) };
+                let denied = kind == FaultKind::Denied;
                 let advice = if denied { "; log in as root, or as a member of the group libvirt" } else { "" };
                 Err(self.fault(kind, operation, format!("libvirt: {}{advice}", refusal.message)))
             }

@@ -33,7 +33,7 @@ pub(super) struct RealHost {
 impl RealHost {
     pub(super) fn new(connector: Connector, role: Role, client: Client) -> Self {
         let client = Arc::new(client);
-        let libvirt = Libvirt::new(Arc::clone(&client));
+        let libvirt = Libvirt::new(Arc::clone(&client), connector.options.interrupt.clone());
         Self { connector, role, client, libvirt, holds_owner_lock: Cell::new(false) }
     }
 

@@ -92,3 +92,19 @@ fn an_interrupt_ends_the_copy_promptly() {
     // Short work goes on: a suspension is written down after Ctrl-C.
     assert!(pair.destination.stat("/").unwrap().is_some());
 }
+
+#[test]
+fn an_interrupt_ends_waiting_for_libvirt() {
+    let sshd = Sshd::start();
+    let pair = sshd.pair();
+    let interrupt = pair.interrupt.clone();
+    let presser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        interrupt.raise();
+        Instant::now()
+    });
+    let (kind, words) = refused(pair.source.domains());
+    let after = presser.join().unwrap().elapsed();
+    assert_eq!(kind, FaultKind::Interrupted, "{words}");
+    assert!(after < Duration::from_secs(3), "{after:?}");
+}
