@@ -12,6 +12,8 @@ pub(super) struct DefineDomain;
 
 /// Where libvirt keeps definitions. It never syncs this directory itself.
 pub const LIBVIRT_DEFINITIONS: &str = "/etc/libvirt/qemu";
+/// Longer than any definition that libvirt carries in one call, and what an agent reads at once.
+const DEFINITION_BYTES_MAX: u64 = 3 << 20;
 
 impl Step for DefineDomain {
     fn expected(&self, context: &Context) -> String {
@@ -84,12 +86,27 @@ impl Step for DefineDomain {
         if host.domain(context.plan.clone_uuid)?.is_some_and(|domain| is_ours(context, &domain)) {
             host.undefine(context.plan.clone_uuid)?;
         }
+        remove_torn(context)?;
         Ok(host.sync(LIBVIRT_DEFINITIONS)?)
     }
 
     fn lands_late(&self) -> bool {
         true
     }
+}
+
+/// libvirt writes `NAME.xml.new` and renames it; a power cut in between leaves that file, which nobody else removes.
+fn remove_torn(context: &Context) -> Result<(), Failure> {
+    let host = &context.destination;
+    let path = format!("{LIBVIRT_DEFINITIONS}/{}.xml.new", context.plan.request.new_name);
+    let Some(bytes) = host.read(&path, DEFINITION_BYTES_MAX)? else { return Ok(()) };
+    let mark = CloneMark::read(&String::from_utf8_lossy(&bytes)).ok().flatten();
+    if mark.is_some_and(|mark| mark.txn == context.plan.txn && mark.clone_uuid == context.plan.clone_uuid)
+        && let Some(stat) = host.stat(&path)?
+    {
+        host.unlink(&path, stat.inode)?;
+    }
+    Ok(())
 }
 
 /// A domain is ours by the planned UUID and this transaction's mark.
