@@ -9,6 +9,7 @@ use super::forward::{LateLanding, last_of, stopped};
 use super::table::{Decision, Direction, decide};
 use crate::failure::Failure;
 use crate::steps::{self, Context, Probe};
+use crate::world::FaultKind;
 
 /// Rolls back to the end. The look for the commit mark was made under the owner lock, which is still held.
 pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Failure> {
@@ -21,11 +22,15 @@ pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Fai
     let steps: Vec<(StepRef, StepV1)> = (0u32..).map(StepRef::Forward).zip(plan.steps.iter().copied()).collect();
     // The record goes last, and only after one more probe of everything else.
     let (record, others): (Vec<_>, Vec<_>) = steps.into_iter().partition(|(_, step)| *step == StepV1::ReserveRecord);
-    for (place, planned) in others.iter().rev().chain(others.iter().rev()).chain(&record) {
+    for (place, planned) in others.iter().rev().chain(others.iter().rev()) {
         context.world.check_interrupted()?;
         retreat(context, *place, *planned, &mut late)?;
     }
+    // While there is an owner lock: without one the agent changes nothing, and a crash after it leaves nobody to do this.
     refresh_pools(context);
+    for (place, planned) in &record {
+        retreat(context, *place, *planned, &mut late)?;
+    }
     Ok(context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::RolledBack })?)
 }
 
@@ -78,7 +83,11 @@ pub(super) fn must_be_untouched(context: &Context) -> Result<(), Failure> {
 
 fn refresh_pools(context: &mut Context) {
     for pool in &context.plan.pools {
-        if let Err(fault) = context.destination.refresh_pool(pool) {
+        let refreshed = context.destination.refresh_pool(pool);
+        // Without an owner lock there was no host record, and so nothing of ours in any pool, or it was refreshed before.
+        if let Err(fault) = refreshed
+            && fault.kind != FaultKind::Fenced
+        {
             context.recorder.observer.warning(&format!("the pool was not refreshed: {fault}"));
         }
     }
