@@ -63,6 +63,21 @@ fn every_crash(purpose: AttemptPurpose, cut: &dyn Fn(u64) -> Option<Survival>) {
     assert!(broken.is_empty(), "{} of {cells} cells, the first: {}", broken.len(), broken[0]);
 }
 
+/// libvirt writes a definition under another name, and renames it: a power cut may come between, or undo the rename.
+#[test]
+fn whatever_survives_of_a_definition_is_rolled_back() {
+    let mut history = History::new(Shape::plain(), SEED);
+    let (_, world) = history.live_traced(AttemptPurpose::Run);
+    let defining = world.trace().iter().position(|told| told.ends_with(": define")).expect("a clone is defined") as u64;
+    for survival in (0..16).map(Survival::Subset) {
+        for purpose in [AttemptPurpose::Rollback, AttemptPurpose::Resume] {
+            if let Err(story) = crash(defining, Effect::First, purpose, Some(survival)) {
+                panic!("{survival:?}: {story}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_crash_anywhere_is_resumed() {
     every_crash(AttemptPurpose::Resume, &|_| None);

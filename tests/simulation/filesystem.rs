@@ -398,10 +398,15 @@ impl Filesystem {
 
     /// What a power cut that spares nothing would leave of a file whose path has no symlink in it.
     pub fn durable_content(&self, path: &str) -> Option<&Content> {
-        match &self.disk.get(&self.node_in(&self.disk, path)?)?.body {
+        match &self.disk.get(&self.durable_node(path)?)?.body {
             Body::File(content) => Some(content),
             _ => None,
         }
+    }
+
+    /// Which file that is.
+    pub fn durable_node(&self, path: &str) -> Option<NodeId> {
+        self.node_in(&self.disk, path)
     }
 
     pub fn list(&self, directory: &str) -> Result<Option<Vec<String>>, Refusal> {

@@ -73,11 +73,15 @@ impl History {
         }
         let life = drive(&world, self.scene.plan.txn, &self.durable, &self.oracle, purpose);
         world.end();
-        if self.traced {
-            self.told.extend(world.trace().iter().enumerate().map(|(number, what)| format!("  {number} {what}")));
-        }
+        self.told.extend(world.trace().iter().enumerate().map(|(number, what)| format!("  {number} {what}")));
         self.told.push(format!("  -> {life:?} after {} operations", world.operations()));
         (life, world)
+    }
+
+    /// An undisturbed life whose operations can be read afterwards.
+    pub fn live_traced(&mut self, purpose: AttemptPurpose) -> (Life, SimWorld) {
+        self.traced = true;
+        self.live(purpose, FaultPlan::none())
     }
 
     pub fn pause(&mut self) {

@@ -34,6 +34,7 @@ mod notebook;
 mod oracle;
 mod overtaken;
 mod planning;
+mod rivals;
 mod scene;
 mod seed;
 mod strangers;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use journal_format::owner::decode_owner_file;
 use journal_format::{ChunkRecordV1, ChunkState, DiskV1, EventV1, PlanV1, StepRef, StepV1};
 use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
@@ -267,23 +268,45 @@ impl Oracle {
             }
             _ => return Ok(()),
         };
-        let step = self.plan.steps[step as usize];
-        let path = match step {
-            StepV1::ReserveRecord => self.record("owner"),
-            StepV1::ClaimName => format!("{HOST_RECORDS}/names/{}", self.plan.request.new_name),
-            StepV1::CreateStaging { directory } => {
-                format!("{}/nonce", self.plan.directories[directory as usize].staging)
+        let node = |path: &str| files.durable_node(path);
+        let text = |path: &str| files.durable_content(path).map(Content::bytes).unwrap_or_default();
+        let (what, is_there) = match self.plan.steps[step as usize] {
+            StepV1::ReserveRecord => {
+                let owner = self.record("owner");
+                (owner.clone(), node(&owner).is_some())
             }
-            StepV1::CreateDisk { disk } => self.plan.disks[disk as usize].staging_path.clone(),
-            StepV1::PublishDisk { disk } => self.plan.disks[disk as usize].final_path.clone(),
-            StepV1::DefineDomain => self.definition_path(),
+            StepV1::ClaimName => {
+                let claim = format!("{HOST_RECORDS}/names/{}", self.plan.request.new_name);
+                let owner = decode_owner_file(&text(&claim)).ok();
+                (claim, owner.is_some_and(|owner| owner.txn == self.plan.txn))
+            }
+            StepV1::CreateStaging { directory } => {
+                let directory = &self.plan.directories[directory as usize];
+                let nonce = format!("{}/nonce", directory.staging);
+                let is_there = text(&nonce) == directory.nonce;
+                (nonce, is_there)
+            }
+            StepV1::CreateDisk { disk } => {
+                let staged = &self.plan.disks[disk as usize].staging_path;
+                (staged.clone(), node(staged).is_some())
+            }
+            StepV1::PublishDisk { disk } => {
+                let disk = &self.plan.disks[disk as usize];
+                let published = node(&disk.final_path);
+                (disk.final_path.clone(), published.is_some() && published == node(&disk.staging_path))
+            }
+            StepV1::DefineDomain => {
+                let definition = self.definition_path();
+                let uuid = self.plan.clone_uuid.to_string();
+                let is_there = String::from_utf8_lossy(&text(&definition)).contains(&uuid);
+                (definition, is_there)
+            }
             StepV1::DetectSharedStorage | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. } => return Ok(()),
         };
-        let strangers = self.removed || self.before[1].entries.contains_key(&path);
-        if files.durable_content(&path).is_some() == done || strangers {
+        if is_there == done || self.removed {
             return Ok(());
         }
-        Err(format!("{event:?} is recorded, and {path} is {} durable", if done { "not" } else { "still" }))
+        Err(format!("{event:?} is recorded, and {what} is {} durable", if done { "not" } else { "still" }))
     }
 
     /// The source is as it was, but for what strangers did.
