@@ -5,8 +5,8 @@ use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
 use kvm_clone::world::Side;
 
+use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
-use crate::filesystem::Survival;
 use crate::history::{History, Life};
 use crate::scene::Shape;
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use kvm_clone::world::{FaultKind, Side};
 
-use crate::filesystem::Survival;
+use crate::durability::Survival;
 use crate::world::SimWorld;
 
 /// What becomes of the operation at which something goes wrong.

@@ -1,11 +1,14 @@
 //! Random histories, each from one seed: several lives with several faults, and strangers, until all is settled.
+//!
+//! `KVM_CLONE_HISTORIES` says how many, `KVM_CLONE_SEED` from which seed on (alone: that one), `KVM_CLONE_TRACE` has a
+//! broken one tell every operation.
 
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
 use kvm_clone::world::{FaultKind, Side};
 
+use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
-use crate::filesystem::Survival;
 use crate::history::{History, Life};
 use crate::scene::Shape;
 use crate::seed::Seed;
@@ -127,6 +130,7 @@ fn still_so(history: &mut History, ending: Option<&Ending>, asked: bool) -> Resu
         Some(Ending::RolledBack { .. }) => AttemptPurpose::Rollback,
         _ => return Ok(()),
     };
+    history.cut_power(Side::Destination, Survival::Nothing);
     let (life, _) = history.live(again, FaultPlan::none());
     match (&life, ending) {
         (Life::Ended(Ending::Committed { .. }), Some(Ending::Committed { .. }))
@@ -139,9 +143,9 @@ fn still_so(history: &mut History, ending: Option<&Ending>, asked: bool) -> Resu
 #[test]
 fn random_histories_keep_every_promise() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match number("KVM_CLONE_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("KVM_CLONE_HISTORIES").unwrap_or(HISTORIES_DEFAULT),
+    let seeds = match (number("KVM_CLONE_SEED"), number("KVM_CLONE_HISTORIES")) {
+        (Some(seed), count) => seed..seed + count.unwrap_or(1),
+        (None, count) => 0..count.unwrap_or(HISTORIES_DEFAULT),
     };
     let mut broken = Vec::new();
     for seed in seeds.clone() {

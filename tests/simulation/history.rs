@@ -9,8 +9,8 @@ use kvm_clone::engine::{self, Ending, Settings};
 use kvm_clone::observer::{Observer, Progress};
 use kvm_clone::world::Side;
 
+use crate::durability::Survival;
 use crate::faults::FaultPlan;
-use crate::filesystem::Survival;
 use crate::notebook::{Durable, Notebook};
 use crate::oracle::Oracle;
 use crate::scene::{Scene, Shape};

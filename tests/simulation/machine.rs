@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use journal_format::Inode;
 use kvm_clone::world::{FaultKind, HostFacts, OwnerLock, ProcessId};
 
-use crate::filesystem::{Filesystem, NodeId, Refusal, Survival};
+use crate::durability::Survival;
+use crate::filesystem::{Filesystem, NodeId, Refusal};
 use crate::libvirt::Libvirt;
 
 /// Where transactions keep their host records.

@@ -20,13 +20,16 @@
 #[path = "../conformance/mod.rs"]
 mod conformance;
 mod content;
+mod copy;
 mod crashes;
 mod definition;
+mod durability;
 mod faults;
 mod filesystem;
 mod ground;
 mod histories;
 mod history;
+mod host;
 mod libvirt;
 mod machine;
 mod mishaps;

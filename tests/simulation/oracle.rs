@@ -9,11 +9,13 @@ use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
 
 use crate::content::Content;
-use crate::filesystem::{Body, Filesystem, NodeId, Survival, split};
+use crate::copy::chunk_value;
+use crate::durability::Survival;
+use crate::filesystem::{Body, Filesystem, NodeId, split};
 use crate::libvirt::{AUTOSTART, DEFINITIONS};
 use crate::machine::{HOST_RECORDS, Machine};
 use crate::scene::Scene;
-use crate::world::{Core, chunk_value};
+use crate::world::Core;
 
 const OUR_STATE: &str = "/var/lib/kvm-clone";
 

@@ -1,0 +1,161 @@
+//! Images by chunks between two simulated hosts: each chunk read, written, synced and reported is an operation of its own.
+
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode};
+use kvm_clone::world::{
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Side, World,
+    ZeroChunks,
+};
+
+use crate::host::{Kind, SimHost};
+use crate::world::SimWorld;
+
+/// The subtree value of one chunk.
+pub fn chunk_value(geometry: ChunkGeometry, chunk: u64, bytes: &[u8]) -> ChunkValue {
+    use blake3::hazmat::HasherExt;
+    if geometry.chunk_count() == 1 {
+        return ChunkValue(*blake3::hash(bytes).as_bytes());
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(chunk * u64::from(geometry.chunk_bytes));
+    hasher.update(bytes);
+    ChunkValue(hasher.finalize_non_root())
+}
+
+fn state_of(geometry: ChunkGeometry, chunk: u64, bytes: &[u8]) -> ChunkState {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return ChunkState::Zero;
+    }
+    ChunkState::Data(chunk_value(geometry, chunk, bytes))
+}
+
+/// Bytes of one chunk, and whether they are a hole.
+fn read_chunk(
+    host: &SimHost,
+    path: &str,
+    inode: Option<Inode>,
+    geometry: ChunkGeometry,
+    chunk: u64,
+) -> Result<(Vec<u8>, bool), Fault> {
+    let owned = path.to_owned();
+    host.look(&|| format!("read chunk {chunk} of {path}"), move |machine, _| {
+        let stat = machine.files.stat(&owned).ok_or((FaultKind::NotFound, "no such file".to_owned()))?;
+        if inode.is_some_and(|inode| inode != stat.inode) || stat.size != geometry.image_bytes {
+            return Err((FaultKind::Changed, "another file, or another size".to_owned()));
+        }
+        let start = chunk * u64::from(geometry.chunk_bytes);
+        let content = machine.files.content(&owned).ok_or((FaultKind::Unsupported, "not a file".to_owned()))?;
+        let len = geometry.chunk_len(chunk);
+        Ok((content.read(start, len), content.is_hole(&(start..start + len))))
+    })
+}
+
+/// Values of chunks of a file, ascending.
+pub fn hash(host: &SimHost, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {
+    let operation = || format!("hash {}", job.path);
+    let closed = || host.fault(&operation, FaultKind::Sink, "the caller wants no more");
+    let mut batch = Vec::new();
+    for chunk in job.wanted.iter().cloned().flatten() {
+        let (bytes, hole) = read_chunk(host, &job.path, job.inode, job.geometry, chunk)?;
+        if hole {
+            if !batch.is_empty() {
+                sink.chunks(&std::mem::take(&mut batch)).map_err(|_| closed())?;
+            }
+            sink.holes(chunk..chunk + 1).map_err(|_| closed())?;
+            continue;
+        }
+        batch.push(ChunkRecordV1 { index: chunk, state: state_of(job.geometry, chunk, &bytes) });
+        if batch.len() == BATCH_CHUNKS_MAX {
+            sink.chunks(&std::mem::take(&mut batch)).map_err(|_| closed())?;
+        }
+    }
+    if !batch.is_empty() {
+        sink.chunks(&batch).map_err(|_| closed())?;
+    }
+    Ok(())
+}
+
+/// A copy from the source to the destination.
+pub fn copy(world: &SimWorld, job: &CopyJob, sink: &mut dyn ChunkSink) -> Result<CopySummary, Fault> {
+    let (source, destination) = (world.host(Side::Source)?, world.host(Side::Destination)?);
+    let mut copy = Copy { job, destination: &destination, sink, unsynced: Vec::new() };
+    let mut summary = CopySummary::default();
+    for chunk in job.wanted.iter().cloned().flatten() {
+        world.check_interrupted()?;
+        let (bytes, hole) = read_chunk(&source, &job.from, None, job.geometry, chunk)?;
+        let zero = bytes.iter().all(|byte| *byte == 0);
+        match job.zero_chunks {
+            ZeroChunks::Skip if hole => copy.report_hole(chunk)?,
+            // Nothing was ever there, so nothing has to become durable.
+            ZeroChunks::Skip if zero => copy.unsynced.push(ChunkRecordV1 { index: chunk, state: ChunkState::Zero }),
+            ZeroChunks::Punch if zero => copy.punch(chunk)?,
+            _ => {
+                summary.sent_bytes += bytes.len() as u64;
+                copy.write(chunk, bytes)?;
+            }
+        }
+        let batch_chunks = 1 + world.draw(3);
+        if copy.unsynced.len() as u64 >= batch_chunks {
+            copy.sync_and_report()?;
+        }
+    }
+    copy.sync_and_report()?;
+    Ok(summary)
+}
+
+/// The destination's half of a copy.
+struct Copy<'a> {
+    job: &'a CopyJob,
+    destination: &'a SimHost,
+    sink: &'a mut dyn ChunkSink,
+    /// Written, not durable, not reported.
+    unsynced: Vec<ChunkRecordV1>,
+}
+
+impl Copy<'_> {
+    fn closed(&self) -> Fault {
+        self.destination.fault(&|| format!("copy {}", self.job.from), FaultKind::Sink, "the caller wants no more")
+    }
+
+    fn start_of(&self, chunk: u64) -> u64 {
+        chunk * u64::from(self.job.geometry.chunk_bytes)
+    }
+
+    fn report_hole(&mut self, chunk: u64) -> Result<(), Fault> {
+        self.sink.holes(chunk..chunk + 1).map_err(|_| self.closed())
+    }
+
+    fn punch(&mut self, chunk: u64) -> Result<(), Fault> {
+        let start = self.start_of(chunk);
+        let end = start + self.job.geometry.chunk_len(chunk);
+        let (path, inode) = (self.job.to.clone(), self.job.to_inode);
+        let told = || format!("punch chunk {chunk} of {}", self.job.to);
+        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, _| {
+            machine.files.punch(&path, inode, start..end)
+        })?;
+        self.unsynced.push(ChunkRecordV1 { index: chunk, state: ChunkState::Zero });
+        Ok(())
+    }
+
+    fn write(&mut self, chunk: u64, bytes: Vec<u8>) -> Result<(), Fault> {
+        let start = self.start_of(chunk);
+        let state = state_of(self.job.geometry, chunk, &bytes);
+        let (path, inode) = (self.job.to.clone(), self.job.to_inode);
+        let told = || format!("write chunk {chunk} of {}", self.job.to);
+        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, _| {
+            machine.files.write_at(&path, inode, start, &bytes)
+        })?;
+        self.unsynced.push(ChunkRecordV1 { index: chunk, state });
+        Ok(())
+    }
+
+    /// `fdatasync`: the times of the file are not durable yet.
+    fn sync_and_report(&mut self) -> Result<(), Fault> {
+        if self.unsynced.is_empty() {
+            return Ok(());
+        }
+        let path = self.job.to.clone();
+        let told = || format!("fdatasync {}", self.job.to);
+        self.destination.look(&told, move |machine, _| machine.files.sync_data(&path))?;
+        self.sink.chunks(&std::mem::take(&mut self.unsynced)).map_err(|_| self.closed())
+    }
+}
