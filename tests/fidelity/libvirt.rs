@@ -131,7 +131,7 @@ fn set_metadata_makes_the_same_element_as_a_definition() {
     let fixture = carried().into_iter().find(|fixture| fixture.name == "cloned-before").unwrap();
     let file = libvirt.file("definition.xml", &fixture.text);
     let finished = CloneMark { state: MarkState::Finished, ..mark() };
-    let set = |mark: &CloneMark| {
+    let marking = |mark: &CloneMark| {
         // The element is written with single quotes alone.
         let element = mark.to_element().unwrap();
         let name = "cloned-before";
@@ -140,7 +140,7 @@ fn set_metadata_makes_the_same_element_as_a_definition() {
              echo {NEXT}; dumpxml --inactive --security-info {name}; echo {NEXT};"
         )
     };
-    let said = libvirt.virsh(&format!("define {file}; {} {}", set(&mark()), set(&finished))).unwrap();
+    let said = libvirt.virsh(&format!("define {file}; {} {}", marking(&mark()), marking(&finished))).unwrap();
     let answers: Vec<_> = said.split(NEXT).map(str::trim).filter(|got| got.starts_with("<domain")).collect();
     assert_eq!(CloneMark::read(answers[0]).unwrap(), Some(mark()));
     assert_eq!(CloneMark::read(answers[1]).unwrap(), Some(finished.clone()));
