@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use super::Host;
 
 /// Directories that are looked at, with all that is below them.
-const ROOTS: [&str; 6] =
-    ["/etc/libvirt", "/var/lib/libvirt", "/var/lib/kvm-clone", "/var/tmp", "/srv", "/run/kvm-clone"];
+const ROOTS: [&str; 7] =
+    ["/etc/libvirt", "/var/lib/libvirt", "/var/lib/kvm-clone", "/var/tmp", "/tmp", "/srv", "/run/kvm-clone"];
 /// Where empty directories count for nothing.
 const OWN_STATE: &str = "/var/lib/kvm-clone";
 /// Directories that libvirt changes by itself.
 const LIBVIRTS_OWN: [&str; 2] = ["/var/lib/libvirt/dnsmasq", "/var/lib/libvirt/qemu/channel"];
+/// This repository, which the hosts see too.
+const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A host as it was when it was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +127,7 @@ fn left_out(path: &Path, metadata: &Metadata) -> bool {
         || kind.is_fifo()
         || Path::new(name.as_ref()).extension().is_some_and(|extension| extension == "pid")
         || LIBVIRTS_OWN.iter().any(|own| path == Path::new(own))
+        || path == Path::new(REPOSITORY)
         || (path.parent() == Some(Path::new("/var/lib/libvirt/qemu")) && name.starts_with("domain-"))
 }
 

@@ -58,6 +58,8 @@ impl Controller {
             .env("KVM_CLONE_STATE_DIR", self.state_dir())
             .env("KVM_CLONE_SSH_CONFIG", &self.ssh_config)
             .env("KVM_CLONE_AGENT", agent())
+            // What a killed program leaves there goes away with the lab.
+            .env("XDG_RUNTIME_DIR", &self.directory)
             .env_remove("SSH_AUTH_SOCK")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
