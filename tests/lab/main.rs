@@ -159,15 +159,30 @@ fn faults_happen_and_pass() {
     assert_eq!(host.state("web01").as_deref(), Some("shut off"), "and a mere halt loses nothing");
 }
 
+/// A process that has not ended, by its start time.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    (fields.next()? != "Z").then(|| fields.nth(18).unwrap().to_owned())
+}
+
+/// All processes of the host whose file system this is: they share its mount namespace.
+fn processes_in(root: &std::path::Path) -> Vec<(u32, String)> {
+    let namespace = std::fs::read_link(root.with_file_name("ns/mnt")).unwrap();
+    let numbers = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers
+        .filter(|pid| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|found| found == namespace))
+        .filter_map(|pid| Some((pid, start_time(pid)?)))
+        .collect()
+}
+
 #[test]
 fn nothing_is_left_of_a_lab() {
     let lab = Lab::up_with_loop();
     let directory = lab.directory().to_owned();
-    // Every process of a host is in its mount namespace.
-    let namespaces = [lab.a(), lab.b()].map(|host| {
-        host.run(["virsh", "list"]);
-        std::fs::read_link(host.path("/").with_file_name("ns/mnt")).unwrap()
-    });
+    let processes: Vec<_> = [lab.a(), lab.b()].into_iter().flat_map(|host| processes_in(&host.path("/"))).collect();
+    assert!(processes.len() > 10, "both hosts have daemons: {processes:?}");
     let id = directory.file_name().unwrap().to_string_lossy().into_owned();
     drop(lab);
     assert!(!directory.exists());
@@ -177,8 +192,7 @@ fn nothing_is_left_of_a_lab() {
     assert!(!String::from_utf8_lossy(&loops.stdout).contains(&id), "no loop device is left");
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     assert!(!mounts.contains(&id), "no mount is left");
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let namespace = std::fs::read_link(entry.path().join("ns/mnt")).unwrap_or_default();
-        assert!(!namespaces.contains(&namespace), "process {} is left", entry.file_name().display());
+    for (pid, started) in processes {
+        assert_ne!(start_time(pid), Some(started), "process {pid} is left");
     }
 }
