@@ -225,7 +225,8 @@ impl Comparison {
             let mut queue = VecDeque::from([first]);
             let mut free = None;
             'search: while let Some(at) = queue.pop_front() {
-                for candidate in 0..got.len() {
+                // From its own place on: what was inserted before moved all the others by little.
+                for candidate in (at.min(got.len())..got.len()).chain(0..at.min(got.len())) {
                     self.spend()?;
                     if reached_from[candidate].is_some() || !self.contains(sent[at], got[candidate])? {
                         continue;
@@ -485,6 +486,18 @@ mod tests {
         ] {
             assert!(!same(a, other).unwrap(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_thousand_disks_and_one_more_are_compared_at_once() {
+        let disk = |number: u32| {
+            format!("<disk t='f'><driver n='q'/><source file='/i/{number}'/><target dev='v{number}'/></disk>")
+        };
+        let disks = |numbers: std::ops::Range<u32>| {
+            format!("<domain>{}</domain>", numbers.map(disk).collect::<Vec<_>>().concat())
+        };
+        assert_eq!(read_back(&disks(1..1001), &disks(0..1001)).unwrap(), ["domain/disk: <disk t=\"f\">"]);
+        assert!(read_back(&disks(0..1001), &disks(1..1001)).is_err());
     }
 
     #[test]
