@@ -23,15 +23,17 @@ impl Step for CreateStaging {
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let (host, dir) = (&context.destination, context.directory(self.directory)?);
+        let last = context.history_of(StepV1::CreateStaging { directory: self.directory }).map(|step| step.last);
+        let begun = last.is_some_and(|last| last != Last::None);
         let Some(staging) = host.stat(&dir.staging)? else {
             // The shared parent alone may be what an apply or undo of ours, broken off, left. It is nobody's: it goes if empty.
-            let begun = context.history_of(StepV1::CreateStaging { directory: self.directory });
-            let begun = begun.is_some_and(|step| step.last != Last::None);
             return Ok(if begun && is_parent_unused(host.as_ref(), dir)? { Probe::Partial } else { Probe::Absent });
         };
         Ok(match host.read(&nonce_path(dir), NONCE_BYTES_MAX)? {
             Some(nonce) if nonce == dir.nonce => Probe::Ours(OutcomeV1::Made { inode: staging.inode }),
-            // Made exclusively under a name that holds the whole transaction, so a nonce not yet whole is ours too.
+            // The directory is made exclusively under a name that holds the whole transaction. Until its nonce is known to be
+            // durable a power cut may leave anything of it, zeros too; then whatever is there is ours.
+            Some(_) if begun && last != Some(Last::Done) => Probe::Partial,
             Some(nonce) if !dir.nonce.starts_with(&nonce) => {
                 Probe::Foreign(format!("{} with another nonce", dir.staging))
             }
