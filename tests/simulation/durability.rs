@@ -35,6 +35,12 @@ impl Filesystem {
         self.node_in(&self.disk, path)
     }
 
+    /// Mode, owner and group that it would have then.
+    pub fn durable_attributes(&self, path: &str) -> Option<(u32, (u32, u32))> {
+        let node = self.disk.get(&self.durable_node(path)?)?;
+        Some((node.mode, (node.uid, node.gid)))
+    }
+
     /// `fsync`: a file's data, or a directory's names.
     pub fn sync(&mut self, path: &str) -> Result<(), Refusal> {
         let Some(id) = self.real(path, true).and_then(|real| self.node_at(&real)) else { return no_entry(path) };

@@ -9,7 +9,7 @@ use kvm_clone::world::{FaultKind, Side};
 
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
-use crate::history::{History, Life};
+use crate::history::{History, LANDING_MILLIS_MAX, Life};
 use crate::scene::Shape;
 use crate::seed::Seed;
 use crate::strangers::{DISTURBING, HARMLESS, Strangers};
@@ -18,8 +18,6 @@ const HISTORIES_DEFAULT: u64 = 2000;
 /// A little more than a clean clone of three disks takes.
 const OPERATIONS_OF_A_LIFE: u64 = 360;
 const FAULTY_LIVES_MAX: u64 = 5;
-/// Within that a libvirt call that was accepted lands.
-const LANDING_MILLIS_MAX: u64 = 4000;
 
 fn survival(seed: &mut Seed) -> Survival {
     match seed.below(4) {

@@ -21,6 +21,9 @@ const LIVES_MAX: u32 = 4;
 /// Between two lives of which the first left an agent behind.
 const PAUSE_MILLIS: u64 = 40_000;
 
+/// Within that a libvirt call that was accepted lands.
+pub const LANDING_MILLIS_MAX: u64 = 4000;
+
 struct Silent;
 
 impl Observer for Silent {
@@ -116,6 +119,8 @@ impl History {
 
     /// What was promised of this ending.
     pub fn verdict(&self, ending: Option<&Ending>, rollback_asked: bool) -> Result<(), String> {
+        // What libvirt accepted long ago may land even now.
+        self.scene.world.idle(LANDING_MILLIS_MAX);
         let oracle = self.oracle.borrow();
         let disturbed = *self.disturbed.borrow();
         self.scene.world.with(|core| {

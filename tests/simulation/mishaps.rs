@@ -1,6 +1,9 @@
 //! Everything else that can go wrong at one operation: a lost agent, a cut link, a late answer, a full disk, a power
 //! cut under a living controller, a refusal. Every operation of a clean clone meets each of them.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
 use kvm_clone::world::{FaultKind, Side};
@@ -9,6 +12,7 @@ use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
 use crate::scene::Shape;
+use crate::world::SimWorld;
 
 const SEED: u64 = 23;
 
@@ -105,4 +109,35 @@ fn a_filesystem_without_hard_links_turns_a_clone_back() {
     let Life::Ended(ending) = life else { unreachable!("nothing goes wrong") };
     assert!(matches!(ending, Ending::RolledBack { failure: Some(_) }), "{ending:?}");
     history.verdict(Some(&ending), true).unwrap();
+}
+
+/// From its definition until it is finished the clone cannot be started while an attempt lives.
+#[test]
+fn an_unfinished_clone_is_not_started() {
+    let mut clean = History::new(shape(), SEED);
+    let (_, world) = clean.live_traced(AttemptPurpose::Run);
+    let trace = world.trace();
+    let at = |told: &str| trace.iter().position(|line| line.contains(told)).expect("a clean clone does that") as u64;
+    let (defined, finished) = (at("destination: define") + 1, at("destination: unlock image"));
+    assert!(defined + 10 < finished, "many operations lie between");
+    for operation in defined..finished {
+        let mut history = History::new(shape(), SEED);
+        let uuid = history.scene.plan.clone_uuid;
+        let started: Rc<RefCell<Option<bool>>> = Rc::default();
+        let told = Rc::clone(&started);
+        let start = move |world: &SimWorld| {
+            let outcome = world.with(|core| core.machine_mut(Side::Destination).start(uuid));
+            *told.borrow_mut() = Some(outcome.is_ok());
+        };
+        let faults = FaultPlan::at(operation, Fault::Meanwhile("virsh start", Rc::new(start)), Effect::First);
+        let (life, _) = history.live(AttemptPurpose::Run, faults);
+        assert_eq!(
+            started.take(),
+            Some(false),
+            "operation {operation}: {}",
+            trace[usize::try_from(operation).unwrap()]
+        );
+        let Life::Ended(ending) = life else { unreachable!("nobody dies") };
+        history.verdict(Some(&ending), false).unwrap();
+    }
 }

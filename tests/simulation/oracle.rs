@@ -289,8 +289,11 @@ impl Oracle {
                 (nonce, is_there)
             }
             StepV1::CreateDisk { disk } => {
-                let staged = &self.plan.disks[disk as usize].staging_path;
-                (staged.clone(), node(staged).is_some())
+                let disk = &self.plan.disks[disk as usize];
+                let attributes = files.durable_attributes(&disk.staging_path);
+                // Done: with everything that tells a finished image. Undone: without its name.
+                let is_there = if done { attributes == Some((disk.mode, disk.owner)) } else { attributes.is_some() };
+                (disk.staging_path.clone(), is_there)
             }
             StepV1::PublishDisk { disk } => {
                 let disk = &self.plan.disks[disk as usize];
