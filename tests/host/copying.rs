@@ -213,6 +213,8 @@ fn throughput() {
         (0..size / MIB).for_each(|chunk| source.write_all_at(&noise(1 << 20, chunk), chunk * MIB).unwrap());
         source.sync_all().unwrap();
         let job = job(&pair, size, pair.stage("staged", size));
+        let processes = [std::process::id(), pair.source.agent().unwrap().pid, pair.destination.agent().unwrap().pid];
+        let before = processes.map(cpu_seconds);
         let start = Instant::now();
         let mut ledger = Ledger::default();
         pair.world.copy_chunks(&job, &mut ledger).unwrap();
@@ -222,8 +224,19 @@ fn throughput() {
         let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
         let direction = if back { "ssh to local" } else { "local to ssh" };
         println!("{direction}: {gib} GiB at {rate:.0} MB/s; controller {peak}");
+        for ((name, process), before) in ["controller", "source", "destination"].iter().zip(processes).zip(before) {
+            println!("  {name}: {:.1} s of CPU", cpu_seconds(process) - before);
+        }
         let mut hasher = blake3::Hasher::new();
         std::io::copy(&mut std::fs::File::open(&job.to).unwrap(), &mut hasher).unwrap();
         assert_eq!(root(&ledger, size), ChunkValue(*hasher.finalize().as_bytes()));
     }
+}
+
+/// What a process has used of CPUs so far: on a busy machine the only honest measure.
+fn cpu_seconds(process: u32) -> f64 {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / TICKS_PER_SECOND
 }
