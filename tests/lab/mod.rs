@@ -44,7 +44,7 @@ impl Lab {
         Self::hold(&[])
     }
 
-    /// Brings a lab up whose host b keeps /etc, /var and /srv on a file system of its own, so that its power can be cut.
+    /// Brings a lab up whose host b keeps /etc, /root, /srv, /tmp and /var on a file system of its own, so that its power can be cut.
     pub fn up_with_loop() -> Self {
         Self::hold(&["--loop"])
     }
