@@ -135,7 +135,8 @@ impl Probe {
 }
 
 /// Receives the agent's bytes from stdin into a file that only we can read, and starts it. Whether a filesystem runs
-/// programs is tried by running the empty file. The agent unlinks itself; `rm` is for one that could not start.
+/// programs is tried by running the empty file. The agent unlinks itself; `rm` is for one that could not start, and comes
+/// before any word: who is told of a controller that is gone may be ended by telling.
 /// `@` marks are filled in with constants.
 const RECEIVE: &str = "exec sh -c '\
     umask 077; f=; \
@@ -146,7 +147,7 @@ const RECEIVE: &str = "exec sh -c '\
     done; \
     if [ -z \"$f\" ]; then echo \"no directory for a program: /tmp, /var/tmp, /run and /dev/shm are full, read-only or noexec\" >&2; exit 1; fi; \
     head -c @SIZE >\"$f\"; \
-    if [ \"$(wc -c <\"$f\")\" -ne @SIZE ]; then echo \"the agent did not arrive whole: is there space in $d?\" >&2; rm -f \"$f\"; exit 1; fi; \
+    if [ \"$(wc -c <\"$f\")\" -ne @SIZE ]; then rm -f \"$f\"; echo \"the agent did not arrive whole: is there space in $d?\" >&2; exit 1; fi; \
     @SUDO\"$f\" --unlink-self; s=$?; rm -f \"$f\"; exit $s'";
 
 /// Starts it on the other end of an ssh connection.

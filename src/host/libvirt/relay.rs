@@ -25,7 +25,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub(super) struct Relay {
     open: Arc<AtomicBool>,
     task: JoinHandle<()>,
-    directory: PrivateDirectory,
+    socket: PathBuf,
 }
 
 impl Relay {
@@ -49,11 +49,12 @@ impl Relay {
         let listener = UnixListener::bind(directory.socket()).map_err(here)?;
         let open = Arc::new(AtomicBool::new(true));
         let flag = Arc::clone(&open);
+        let socket = directory.socket();
         let task = tokio::spawn(async move {
-            carry(listener, stream).await;
+            carry(listener, directory, stream).await;
             flag.store(false, Ordering::SeqCst);
         });
-        Ok(Self { open, task, directory })
+        Ok(Self { open, task, socket })
     }
 
     /// Has neither end closed it?
@@ -63,7 +64,7 @@ impl Relay {
 
     /// What libvirt's library is to connect to.
     pub(super) fn uri(&self) -> String {
-        format!("qemu+unix:///system?socket={}", escape(&self.directory.socket()))
+        format!("qemu+unix:///system?socket={}", escape(&self.socket))
     }
 }
 
@@ -74,11 +75,13 @@ impl Drop for Relay {
 }
 
 /// Takes one connection and carries bytes both ways until either end closes.
-async fn carry(listener: UnixListener, stream: Stream) {
+async fn carry(listener: UnixListener, directory: PrivateDirectory, stream: Stream) {
     let Ok(Ok((socket, _))) = timeout(Duration::from_secs(ACCEPT_SECONDS_MAX), listener.accept()).await else {
         return;
     };
     drop(listener);
+    // At once: a controller that is killed later leaves no directory behind.
+    drop(directory);
     let (mut from_here, mut to_here) = UnixStream::into_split(socket);
     let sender = stream.sender();
     let outwards = async move {
@@ -105,7 +108,7 @@ async fn carry(listener: UnixListener, stream: Stream) {
     }
 }
 
-/// A directory that nobody else may enter; it goes with its holder.
+/// A directory that nobody else may enter, for as long as it takes to connect; it goes with its holder.
 struct PrivateDirectory {
     path: PathBuf,
 }
