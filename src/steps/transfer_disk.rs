@@ -66,6 +66,7 @@ impl Step for TransferDisk {
         };
         let mut sink = LedgerSink::new(&mut context.recorder, step, self.disk, geometry, missing_bytes);
         let copied = context.world.copy_chunks(&job, &mut sink);
+        let hole_bytes = sink.hole_bytes;
         if let Some(error) = sink.error {
             return Err(error.into());
         }
@@ -81,7 +82,7 @@ impl Step for TransferDisk {
             source_size: stamp.size,
             source_mtime_ns: stamp.mtime_ns,
             mtime_ns: stat.mtime_ns,
-            missing_bytes,
+            missing_bytes: missing_bytes.saturating_sub(hole_bytes),
             sent_bytes: summary.sent_bytes,
         }))
     }

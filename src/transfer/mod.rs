@@ -59,6 +59,8 @@ pub struct LedgerSink<'r, 'a> {
     disk: u32,
     geometry: ChunkGeometry,
     progress: Progress,
+    /// Bytes of what is missing and turned out to be holes of the source.
+    pub hole_bytes: u64,
     /// Why the ledger could not be written, if so.
     pub error: Option<JournalError>,
 }
@@ -75,7 +77,7 @@ impl<'r, 'a> LedgerSink<'r, 'a> {
         let progress =
             Progress { step, done_bytes: geometry.image_bytes - missing_bytes, total_bytes: geometry.image_bytes };
         recorder.observer.progress(&progress);
-        Self { recorder, disk, geometry, progress, error: None }
+        Self { recorder, disk, geometry, progress, hole_bytes: 0, error: None }
     }
 
     fn advance(&mut self, bytes: u64) {
@@ -95,7 +97,9 @@ impl ChunkSink for LedgerSink<'_, '_> {
     }
 
     fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
-        self.advance(bytes_of(self.geometry, &[chunks]));
+        let bytes = bytes_of(self.geometry, &[chunks]);
+        self.hole_bytes += bytes;
+        self.advance(bytes);
         Ok(())
     }
 }
