@@ -11,6 +11,7 @@
 mod lab;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -140,11 +141,17 @@ fn committed(clean: &[RecordV1]) -> u64 {
 
 fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
     let name = cell.name(clean);
+    let controller = die_and_recover(ground, cell, clean, &name);
+    assert_eq!(controller.left_behind(), [] as [PathBuf; 0], "{name}");
+}
+
+fn die_and_recover(ground: &Ground, cell: Cell, clean: &[RecordV1], name: &str) -> Controller {
     let (controller, finished) = ground.run_until(Some(&cell.crash_at()));
     assert_eq!(finished.signal(), Some(9), "{name}: the program was to die there: {finished:?}");
     assert_eq!(records(&controller).len() as u64, cell.records(), "{name}: died elsewhere");
     if cell.records() == 0 {
-        return ground.assert_untouched(&name);
+        ground.assert_untouched(name);
+        return controller;
     }
     let txn = controller.only_txn();
     let marked = (cell.sequence, cell.side) >= (committed(clean), Side::Before);
@@ -166,11 +173,13 @@ fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
             crash_again(&controller, "rollback", cell, &txn);
             controller.run(["rollback", &txn]).expect(0);
             assert_eq!(controller.status(&txn), "rolled_back", "{name}");
-            return ground.assert_untouched(&name);
+            ground.assert_untouched(name);
+            return controller;
         }
     }
-    ground.assert_cloned_and_clear(&name);
+    ground.assert_cloned_and_clear(name);
     controller.run(["rollback", &txn]).expect(5);
+    controller
 }
 
 /// Dies once more on the way, unless the way ends before.

@@ -14,6 +14,9 @@ use super::{Host, Lab, output_of, wait_until};
 /// A run of kvm-clone that takes longer than this is a failure of the test.
 pub const RUN_BOUND: Duration = Duration::from_secs(300);
 
+/// Where the programs of a controller make their sockets, in its directory.
+const RUNTIME_DIR: &str = "run";
+
 /// One installation of kvm-clone: a state directory on this machine.
 #[derive(Clone)]
 pub struct Controller {
@@ -26,13 +29,19 @@ impl Controller {
     pub(super) fn new(lab: &Lab) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let directory = lab.directory().join(format!("controller-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-        std::fs::create_dir(&directory).expect("make the controller's directory");
+        std::fs::create_dir_all(directory.join(RUNTIME_DIR)).expect("make the controller's directories");
         Self { directory, ssh_config: lab.ssh_config(), environment: Vec::new() }
     }
 
     /// Its state directory. Made by the program.
     pub fn state_dir(&self) -> PathBuf {
         self.directory.join("state")
+    }
+
+    /// What its programs left where they make their sockets: nothing, killed or not.
+    pub fn left_behind(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.directory.join(RUNTIME_DIR)).expect("read the runtime directory");
+        entries.map(|entry| entry.expect("read the runtime directory").path()).collect()
     }
 
     /// With one more variable in the program's environment.
@@ -58,8 +67,7 @@ impl Controller {
             .env("KVM_CLONE_STATE_DIR", self.state_dir())
             .env("KVM_CLONE_SSH_CONFIG", &self.ssh_config)
             .env("KVM_CLONE_AGENT", agent())
-            // What a killed program leaves there goes away with the lab.
-            .env("XDG_RUNTIME_DIR", &self.directory)
+            .env("XDG_RUNTIME_DIR", self.directory.join(RUNTIME_DIR))
             .env_remove("SSH_AUTH_SOCK")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
