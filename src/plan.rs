@@ -132,6 +132,7 @@ fn lay_out(
         let index = known.unwrap_or_else(|| {
             directories.push(DirectoryV1 {
                 path: facts.path.clone(),
+                inode: facts.stat.inode,
                 staging: placement::join(&facts.path, &format!(".kvm-clone/{txn}")),
                 nonce: (circumstances.random)(),
             });

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{ControllerId, DomainUuid, TxnId, UnixMillis};
+use crate::identity::{ControllerId, DomainUuid, Inode, TxnId, UnixMillis};
 
 /// One clone, planned whole. Written in `Begun` before anything is touched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +90,8 @@ pub struct OptionsV1 {
 pub struct DirectoryV1 {
     /// The directory itself, absolute. Existed before.
     pub path: String,
+    /// Its inode when it was planned: where its filesystem is not mounted, another directory has its name.
+    pub inode: Inode,
     /// The staging directory: `<path>/.kvm-clone/<txn>`.
     pub staging: String,
     /// Content of the nonce file in the staging directory, looked for from the source's host.

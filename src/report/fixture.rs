@@ -43,6 +43,7 @@ pub fn plan() -> PlanV1 {
         autostart: false,
         directories: vec![DirectoryV1 {
             path: "/srv/vm".to_owned(),
+            inode: Inode(2),
             staging: "/srv/vm/.kvm-clone/0198c0de-1111-7000-8000-0000deadbeef".to_owned(),
             nonce: [1; 16],
         }],

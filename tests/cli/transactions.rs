@@ -141,7 +141,12 @@ fn plan(txn: TxnId) -> PlanV1 {
         definition: "<domain/>".to_owned(),
         title: None,
         autostart: false,
-        directories: vec![DirectoryV1 { path: "/srv/vm".to_owned(), staging: staging.clone(), nonce: [1; 16] }],
+        directories: vec![DirectoryV1 {
+            path: "/srv/vm".to_owned(),
+            inode: Inode(2),
+            staging: staging.clone(),
+            nonce: [1; 16],
+        }],
         disks: vec![DiskV1 {
             target: "vda".to_owned(),
             format: DiskFormat::Raw,

@@ -89,7 +89,12 @@ fn disk() -> impl Strategy<Value = DiskV1> {
 }
 
 fn directory() -> impl Strategy<Value = DirectoryV1> {
-    (text(), text(), any::<[u8; 16]>()).prop_map(|(path, staging, nonce)| DirectoryV1 { path, staging, nonce })
+    (text(), any::<u64>(), text(), any::<[u8; 16]>()).prop_map(|(path, inode, staging, nonce)| DirectoryV1 {
+        path,
+        inode: Inode(inode),
+        staging,
+        nonce,
+    })
 }
 
 fn step() -> impl Strategy<Value = StepV1> {

@@ -93,6 +93,7 @@ pub fn plan() -> PlanV1 {
         autostart: true,
         directories: vec![DirectoryV1 {
             path: "/srv/images".into(),
+            inode: Inode(2),
             staging: format!("/srv/images/.kvm-clone/{}", txn()),
             nonce: [0x5a; 16],
         }],
