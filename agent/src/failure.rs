@@ -28,7 +28,7 @@ fn kind_of(error: Errno) -> FailureKind {
         Errno::EEXIST => FailureKind::AlreadyExists,
         Errno::ENOTEMPTY => FailureKind::NotEmpty,
         Errno::ENOSPC | Errno::EDQUOT => FailureKind::NoSpace,
-        Errno::EACCES | Errno::EPERM | Errno::EROFS => FailureKind::Denied,
+        Errno::EACCES | Errno::EPERM => FailureKind::Denied,
         Errno::ESTALE => FailureKind::Changed,
         Errno::EOPNOTSUPP
         | Errno::ENOSYS
@@ -40,6 +40,7 @@ fn kind_of(error: Errno) -> FailureKind {
         | Errno::EISDIR
         | Errno::EFBIG
         | Errno::ENOLCK => FailureKind::Unsupported,
+        // A filesystem that turned read-only did so after an error of its disk.
         _ => FailureKind::Io,
     }
 }

@@ -46,7 +46,7 @@ enum Place {
     Record,
     /// A claim on a name or device.
     Claim,
-    /// Named by `Allow`, or below what was.
+    /// Named by `Allow`, or below a directory named with a slash at its end.
     Allowed,
     /// Another transaction's record, or anything else.
     Elsewhere,
@@ -69,8 +69,9 @@ impl Guard {
             return Err(failure(FailureKind::Busy, format!("allow: more than {ALLOWED_PATHS_MAX} paths")));
         }
         for path in &paths {
-            check_path(path)?;
-            if path.split('/').count() <= ALLOWED_COMPONENTS_MIN {
+            let name = path.strip_suffix('/').unwrap_or(path);
+            check_path(name)?;
+            if name.split('/').count() <= ALLOWED_COMPONENTS_MIN {
                 return Err(failure(FailureKind::Denied, format!("allow {path}: too near to /")));
             }
         }
@@ -84,6 +85,12 @@ impl Guard {
             return Ok(());
         }
         Err(failure(FailureKind::Denied, format!("{operation}: not for an agent in the role {:?}", self.role)))
+    }
+
+    /// The names that the owner file of this transaction may have in its host record.
+    pub fn owner_files(&self) -> Vec<String> {
+        let name = |txn: TxnId| OWNER_FILES.iter().map(move |name| (txn, name));
+        self.txn.into_iter().flat_map(name).map(|(txn, name)| format!("{}/{txn}/{name}", self.root)).collect()
     }
 
     /// Whether the owner lock may be taken on this file.
@@ -150,7 +157,10 @@ impl Guard {
             return Place::Foundation;
         }
         let Some(inner) = path.strip_prefix(&self.root).and_then(|inner| inner.strip_prefix('/')) else {
-            let covered = |allowed: &String| path == allowed || below(path, allowed);
+            let covered = |allowed: &String| match allowed.strip_suffix('/') {
+                Some(directory) => below(path, directory),
+                None => path == allowed,
+            };
             return if self.allowed.iter().any(covered) { Place::Allowed } else { Place::Elsewhere };
         };
         let (first, rest) = inner.split_once('/').map_or((inner, None), |(first, rest)| (first, Some(rest)));
@@ -189,7 +199,9 @@ mod tests {
     fn guard(role: Role) -> Guard {
         let attach = Attach { txn: Some(TXN), role, silence_seconds: 30, overrides: Overrides::default() };
         let mut guard = Guard::new(&attach).unwrap();
-        guard.allow(vec!["/images/.kvm-clone".into(), "/images/web.qcow2".into()]).unwrap();
+        guard
+            .allow(vec!["/images/.kvm-clone".into(), "/images/.kvm-clone/".into(), "/images/web.qcow2".into()])
+            .unwrap();
         guard
     }
 
@@ -245,6 +257,8 @@ mod tests {
         let other = TxnId([8; 16]);
         for denied in [
             Change::Path("/images/web.qcow2.old"),
+            Change::Path("/images/web.qcow2/below"),
+            Change::Path("/images/other.qcow2"),
             Change::Path("/images"),
             Change::Path("/etc/passwd"),
             Change::Path(HOST_RECORD_ROOT),
@@ -272,7 +286,7 @@ mod tests {
         for path in ["images/x", "/images/../etc/passwd", "/images//x", "/images/", "/images/.", "", "/a\0b"] {
             assert_eq!(verdict(&guard, Change::Path(path), true), Some(FailureKind::Protocol), "{path:?}");
         }
-        for path in ["/", "/etc"] {
+        for path in ["/", "//", "/etc", "/etc/", "/etc//"] {
             assert!(guard.allow(vec![path.into()]).is_err(), "{path}");
         }
         assert!(guard.check_owner_file(&format!("{HOST_RECORD_ROOT}/{TXN}/owner")).is_ok());

@@ -41,9 +41,11 @@ struct Image {
 }
 
 impl Locks {
-    /// Whether the owner lock is held.
-    pub fn owner_held(&self) -> bool {
-        self.owner.is_some()
+    /// Whether the owner lock is held, and on what one of these names leads to now: a record that was put in the place of
+    /// the one that was locked is somebody else's.
+    pub fn owner_held(&self, owner_files: &[String]) -> bool {
+        let leads_there = |inode: &Inode, path: &String| fs::symlink_metadata(path).is_ok_and(|at| at.ino() == inode.0);
+        self.owner.as_ref().is_some_and(|(held, _)| owner_files.iter().any(|path| leads_there(held, path)))
     }
 
     /// Takes the owner lock. One on another inode is given up first: the record that counts is the one at the path.

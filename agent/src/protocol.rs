@@ -80,7 +80,8 @@ pub enum Request {
     Attach(Attach),
     /// Answered at once, whatever the agent is doing. Reply: `Pong`.
     Ping,
-    /// Paths that may be changed, each with everything below it; added to those named before. Reply: `Done`.
+    /// Paths that may be changed; one that ends in `/` means everything below it and not itself. Added to those named
+    /// before. Reply: `Done`.
     Allow {
         /// At least two components each.
         paths: Vec<String>,

@@ -74,7 +74,8 @@ impl Worker {
 
     /// Refuses what may not be changed.
     fn check(&mut self, change: Change<'_>) -> Result<(), Failure> {
-        let owner_held = self.locks.owner_held();
+        let owner_files = self.attached()?.guard.owner_files();
+        let owner_held = self.locks.owner_held(&owner_files);
         self.attached()?.guard.check(change, owner_held)
     }
 

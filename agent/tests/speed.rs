@@ -84,7 +84,7 @@ fn speed() {
     let gib: u64 = std::env::var("KVM_CLONE_SPEED_GIB").map_or(4, |text| text.parse().unwrap());
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let root = directory.path().join("host");
-    let record = root.join(format!(".new-{TXN}"));
+    let record = root.join(format!("{TXN}"));
     fs::create_dir_all(&record).unwrap();
     let owner = record.join("owner");
     fs::write(&owner, b"").unwrap();

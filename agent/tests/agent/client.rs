@@ -210,7 +210,10 @@ impl Destination {
         std::fs::create_dir(&work).unwrap();
         let overrides = Overrides { host_record_root: Some(text(&root)), ..Overrides::default() };
         let mut client = Client::attach(Role::Destination, overrides);
-        assert_eq!(client.call(Request::Allow { paths: vec![text(&work)] }), Ok(Reply::Done));
+        assert_eq!(
+            client.call(Request::Allow { paths: vec![text(&work), format!("{}/", text(&work))] }),
+            Ok(Reply::Done)
+        );
         Self { client, root, work, _directory: directory }
     }
 
@@ -223,6 +226,8 @@ impl Destination {
         let inode = this.client.made(Request::MakeFile { path: owner.clone(), mode: 0o600, content: vec![0; 8192] });
         let lock = this.client.call(Request::LockOwner { path: owner });
         assert_eq!(lock, Ok(Reply::OwnerLock(OwnerLock::Held { inode })));
+        let record = text(&this.root.join(format!("{TXN}")));
+        assert_eq!(this.client.call(Request::Rename { from: text(&new), to: record }), Ok(Reply::Done));
         this
     }
 

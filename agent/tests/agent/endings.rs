@@ -84,7 +84,7 @@ fn bytes_that_are_not_the_protocol_end_it() {
 #[test]
 fn its_locks_end_with_it_and_one_agent_ends_another() {
     let mut first = Destination::locked();
-    let owner = text(&first.root.join(format!(".new-{TXN}/owner")));
+    let owner = text(&first.root.join(format!("{TXN}/owner")));
     let overrides = Overrides { host_record_root: Some(text(&first.root)), ..Overrides::default() };
     let mut second = Client::attach(Role::Destination, overrides.clone());
     let lock = Request::LockOwner { path: owner };
@@ -118,7 +118,7 @@ fn its_locks_end_with_it_and_one_agent_ends_another() {
 #[test]
 fn the_owner_lock_is_the_one_at_the_path() {
     let mut destination = Destination::locked();
-    let missing = text(&destination.root.join(format!("{TXN}/owner")));
+    let missing = text(&destination.root.join(format!(".gone-{TXN}/owner")));
     let client = &mut destination.client;
     assert_eq!(client.call(Request::LockOwner { path: missing }), Ok(Reply::OwnerLock(OwnerLock::Missing)));
     // What it held before, it holds no longer.

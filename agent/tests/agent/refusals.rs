@@ -105,14 +105,35 @@ fn with_the_owner_lock_only_what_was_named_is_changed() {
 }
 
 #[test]
+fn a_lock_on_a_record_that_was_replaced_is_worth_nothing() {
+    let mut destination = Destination::locked();
+    let path = destination.path("d");
+    let at = |name: &str| text(&destination.root.join(name));
+    let client = &mut destination.client;
+    let (record, new, gone) = (format!("{TXN}"), format!(".new-{TXN}"), format!(".gone-{TXN}"));
+    client.made(Request::MakeDir { path: at(&new), mode: 0o700 });
+    client.made(Request::MakeFile { path: at(&format!("{new}/owner")), mode: 0o600, content: vec![0; 8192] });
+    assert_eq!(client.call(Request::Rename { from: at(&record), to: at(&gone) }), Ok(Reply::Done));
+    assert_eq!(client.call(Request::Rename { from: at(&new), to: at(&record) }), Ok(Reply::Done));
+    let owner = Request::WriteAt {
+        path: at(&format!("{record}/owner")),
+        inode: inode_of(at(&format!("{record}/owner"))),
+        offset: 0,
+        bytes: vec![1],
+    };
+    for request in [owner, Request::MakeDir { path, mode: 0o700 }] {
+        assert_eq!(client.kind(request.clone()), Some(FailureKind::Fenced), "{request:?}");
+    }
+}
+
+#[test]
 fn a_host_record_comes_and_goes() {
     let mut destination = Destination::locked();
     let client = &mut destination.client;
     let at = |name: &str| text(&destination.root.join(name));
     let record = format!("{TXN}");
-    let (new, gone) = (format!(".new-{TXN}"), format!(".gone-{TXN}"));
+    let gone = format!(".gone-{TXN}");
     client.made(Request::MakeDir { path: at("names"), mode: 0o700 });
-    assert_eq!(client.call(Request::Rename { from: at(&new), to: at(&record) }), Ok(Reply::Done));
     let owner = inode_of(at(&format!("{record}/owner")));
     let claim = Request::Link { from: at(&format!("{record}/owner")), to: at("names/web") };
     assert_eq!(client.call(claim.clone()), Ok(Reply::Done));
