@@ -38,6 +38,7 @@ pub fn drive(
     let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
     let settings = Settings {
         purpose,
+        controller: session.controller()?,
         controller_pid: std::process::id(),
         bandwidth_limit_bytes_per_second: bandwidth_limit.map(ByteRate::bytes_per_second),
     };

@@ -7,10 +7,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
-use journal_format::{AttemptPurpose, ControllerId, Epoch, EventV1, PlanV1, ReopenCauseV1, SourceStampV1, StepV1};
+use journal_format::{
+    AttemptPurpose, ControllerId, DiskFormat, DiskV1, Epoch, EventV1, PlanV1, ReopenCauseV1, SourceStampV1, StepV1,
+};
 
 use super::reopen;
-use crate::domain::same;
+use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
+use crate::domain::{Definition, Disk, same, uncarried_image};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::Context;
@@ -41,10 +44,11 @@ pub(super) fn take_over(
     world: &dyn World,
     plan: &PlanV1,
     record: &HostRecord,
+    controller: &ControllerId,
 ) -> Result<(Rc<dyn Host>, Standing), Failure> {
     let destination = connect(world, Side::Destination, &plan.request.destination.machine_id)?;
     destination.allow(&allowed(plan))?;
-    let standing = lock(world, destination.as_ref(), record, &plan.controller)?;
+    let standing = lock(world, destination.as_ref(), record, controller)?;
     Ok((destination, standing))
 }
 
@@ -73,7 +77,7 @@ pub(super) fn write_owner(context: &Context, before: &OwnerV1, direction: Direct
         counter: before.counter + 1,
         txn: before.txn,
         epoch: context.recorder.epoch(),
-        controller: context.plan.controller.clone(),
+        controller: context.controller.clone(),
         agent_pid: agent.pid,
         agent_started: agent.started,
         direction,
@@ -127,10 +131,8 @@ fn connect(world: &dyn World, side: Side, machine_id: &str) -> Result<Rc<dyn Hos
 
 /// Everything that a step of this plan may change on the destination, besides the host record and the claims.
 fn allowed(plan: &PlanV1) -> Vec<String> {
-    let mut paths =
-        vec![format!("{}/", crate::steps::LIBVIRT_DEFINITIONS), crate::steps::LIBVIRT_DEFINITIONS.to_owned()];
+    let mut paths = vec![crate::steps::torn_definition(&plan.request.new_name)];
     for directory in &plan.directories {
-        paths.push(directory.path.clone());
         paths.push(format!("{}/.kvm-clone", directory.path));
         paths.push(directory.staging.clone());
         paths.push(format!("{}/", directory.staging));
@@ -149,7 +151,8 @@ fn lock(
     let unfinished = [format!("{}/owner", record.new), format!("{}/owner", record.gone)];
     for _ in 0..LOCK_ROUNDS_MAX {
         let mut moved = false;
-        for path in [record.owner(), record.committed(), record.abandoned()].iter().chain(&unfinished) {
+        // The mark first: a filesystem that cannot refuse to replace may show both names for a moment.
+        for path in [record.committed(), record.owner(), record.abandoned()].iter().chain(&unfinished) {
             match hold(world, host, path, controller)? {
                 OwnerLock::Missing => {}
                 OwnerLock::Taken => {
@@ -256,6 +259,15 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
             "shut it off, then resume; or roll back",
         ));
     }
+    let more = [
+        (!domain.persistent, "is no longer defined"),
+        (domain.managed_save, "has a saved memory state now, without which its disks are not consistent"),
+        (domain.snapshots > 0, "has snapshots now, which cannot be carried yet"),
+        (domain.checkpoints > 0, "has checkpoints now, which cannot be carried yet"),
+    ];
+    if let Some((_, what)) = more.into_iter().find(|(found, _)| *found) {
+        return Err(Failure::turn_back(format!("the source VM {name} on {host} {what}"), "clone again"));
+    }
     let unchanged = same(&domain.definition, &context.plan.source_definition)
         .map_err(|error| Failure::turn_back(format!("{name} on {host}: {error}"), "clone again"))?;
     if !unchanged {
@@ -264,10 +276,45 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
             "clone again: the new definition is then the one that is cloned",
         ));
     }
+    let definition = Definition::parse(&domain.definition)
+        .map_err(|error| Failure::turn_back(format!("{name} on {host}: {error}"), "clone again"))?;
     for disk in 0..u32::try_from(context.plan.disks.len()).unwrap_or(u32::MAX) {
+        still_leads_to_image(context, &definition, disk)?;
         compare_disk(context, disk)?;
     }
     Ok(())
+}
+
+/// The path in the definition may be a symlink, and lead elsewhere now.
+fn still_leads_to_image(context: &Context, definition: &Definition, disk: u32) -> Result<(), Failure> {
+    let (source, planned) = (context.source()?, context.disk(disk)?);
+    let path = definition.images().find(|image| image.target == planned.target).and_then(Disk::image);
+    let leads_to = path.map(|path| source.resolve(path)).transpose()?.flatten();
+    if leads_to.as_ref() == Some(&planned.source_path) {
+        return Ok(());
+    }
+    let now = leads_to.unwrap_or_else(|| "nothing".to_owned());
+    Err(Failure::turn_back(
+        format!("{} of the source VM leads to {now} now, not to {}", planned.target, planned.source_path),
+        "clone again",
+    ))
+}
+
+/// An image that was written to may have got a backing file, internal snapshots or anything else that is not carried.
+fn must_be_carried(context: &Context, disk: &DiskV1) -> Result<(), Failure> {
+    let source = context.source()?;
+    if disk.format != DiskFormat::Qcow2 {
+        return Ok(());
+    }
+    let head = source.read(&disk.source_path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
+    let refuse = |what: String| {
+        Failure::turn_back(format!("{} on {}: {what}", disk.source_path, source.name()), "clone again: it says more")
+    };
+    let header = Header::read(&head).map_err(|error| refuse(error.to_string()))?;
+    match uncarried_image(&disk.target, &header).blockers.first() {
+        Some(found) => Err(refuse(format!("{}: {}", found.what, found.why))),
+        None => Ok(()),
+    }
 }
 
 fn compare_disk(context: &mut Context, disk: u32) -> Result<(), Failure> {
@@ -284,6 +331,9 @@ fn compare_disk(context: &mut Context, disk: u32) -> Result<(), Failure> {
     let transfer = StepV1::TransferDisk { disk };
     let known = context.recorder.history().sources.get(disk as usize).map(|source| source.stamp);
     let last = context.history_of(transfer).map_or(Last::None, |step| step.last);
+    if known != Some(seen) {
+        must_be_carried(context, planned)?;
+    }
     if known == Some(seen) || last != Last::Done {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use super::finding;
 use super::forward::{LateLanding, last_of, stopped};
 use super::table::{Decision, Direction, decide};
 use crate::failure::Failure;
+use crate::history::Last;
 use crate::steps::{self, Context, Probe};
 use crate::world::FaultKind;
 
@@ -17,6 +18,13 @@ pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Fai
     if let Some(owner) = read_owner(context)?.filter(|owner| owner.direction != DirectionV1::RollingBack) {
         write_owner(context, &owner, DirectionV1::RollingBack)?;
     }
+    for (index, directory) in (0u32..).zip(&context.plan.directories) {
+        let staging = last_of(context, StepV1::CreateStaging { directory: index });
+        if !matches!(staging, Last::None | Last::Undone) {
+            steps::must_be_in_place(context.destination.as_ref(), directory)?;
+        }
+    }
+    keep_still(context)?;
     let mut late = LateLanding::default();
     let plan = context.plan.clone();
     let steps: Vec<(StepRef, StepV1)> = (0u32..).map(StepRef::Forward).zip(plan.steps.iter().copied()).collect();
@@ -32,6 +40,20 @@ pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Fai
         retreat(context, *place, *planned, &mut late)?;
     }
     Ok(context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::RolledBack })?)
+}
+
+/// Nobody shall start the clone, or write to its disks, between a look at them and their removal.
+fn keep_still(context: &Context) -> Result<(), Failure> {
+    for planned in &context.plan.steps {
+        let step = steps::step(*planned);
+        if !matches!(last_of(context, *planned), Last::None | Last::Undone)
+            && matches!(planned, StepV1::PublishDisk { .. })
+            && matches!(step.probe(context)?, Probe::Ours(_))
+        {
+            step.hold(context)?;
+        }
+    }
+    Ok(())
 }
 
 fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut LateLanding) -> Result<(), Failure> {
@@ -66,9 +88,13 @@ fn undo_refused(context: &Context, place: StepRef, failure: Failure) -> Failure 
 
 /// The host record vanished without a commit: nothing of the transaction may be left, or a person must look.
 pub(super) fn must_be_untouched(context: &Context) -> Result<(), Failure> {
+    for directory in &context.plan.directories {
+        steps::must_be_in_place(context.destination.as_ref(), directory)?;
+    }
     for (index, planned) in (0u32..).zip(&context.plan.steps) {
         let step = steps::step(*planned);
-        if matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyDisk { .. }) {
+        // Two leave nothing, and what is left of the record itself is a removal that was broken off.
+        if matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyDisk { .. } | StepV1::ReserveRecord) {
             continue;
         }
         let probe = step.probe(context)?;

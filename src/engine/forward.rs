@@ -9,6 +9,7 @@ use super::{attempt, finding, reopen};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::{self, Applied, Context, LIBVIRT_DEFINITIONS, Probe, Step};
+use crate::world::FaultKind;
 
 /// Two probes that far apart must agree before `Absent` is believed of a call that may land late.
 const LATE_LANDING_WAIT: Duration = Duration::from_secs(5);
@@ -20,6 +21,9 @@ const LIBVIRT_STATE: &str = "/var/lib/libvirt";
 /// Goes to the commit. Everything but a commit is an error: its class says what it means.
 pub(super) fn forward(context: &mut Context) -> Result<(), Failure> {
     attempt::open_source(context)?;
+    for directory in &context.plan.directories {
+        steps::must_be_in_place(context.destination.as_ref(), directory)?;
+    }
     let mut late = LateLanding::default();
     for _ in 0..REOPENINGS_MAX {
         if all_steps(context, &mut late)? == Pass::Through && ready(context)? {
@@ -171,6 +175,15 @@ fn impossible(context: &Context, place: StepRef) -> Failure {
     finding(context, place, "an answer that the recovery table knows".to_owned(), "another one")
 }
 
+/// What an earlier attempt asked of libvirt may still wait for a worker, or for what QEMU says of itself; so does this
+/// question, after it. The lookups of a probe overtake both.
+fn queue_behind(context: &Context) -> Result<(), Failure> {
+    match context.destination.native_command(&context.plan.definition) {
+        Err(fault) if !matches!(fault.kind, FaultKind::Refused | FaultKind::Unsupported) => Err(fault.into()),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// The one wait of an attempt for libvirt calls that an earlier attempt made and that may still land.
 #[derive(Default)]
 pub(super) struct LateLanding {
@@ -190,6 +203,7 @@ impl LateLanding {
         if !self.waited {
             context.world.wait(LATE_LANDING_WAIT)?;
             context.destination.renew_libvirt()?;
+            queue_behind(context)?;
             self.waited = true;
         }
         step.probe(context)

@@ -10,7 +10,8 @@ mod forward;
 pub mod table;
 
 use journal_format::{
-    AttemptPurpose, EventV1, FailureClassV1, FailureV1, FindingV1, ReopenCauseV1, StepRef, StepV1, owner::DirectionV1,
+    AttemptPurpose, ControllerId, EventV1, FailureClassV1, FailureV1, FindingV1, ReopenCauseV1, StepRef, StepV1,
+    owner::DirectionV1,
 };
 
 use crate::failure::{Failure, journal_failure};
@@ -18,15 +19,18 @@ use crate::history::Last;
 use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError};
 pub use crate::observer::{Observer, Progress};
+use crate::shell::shell_word;
 use crate::steps::host_record::HostRecord;
 use crate::steps::{self, Context};
 use crate::world::{Side, World};
 
 /// What an attempt is opened for, and by whom.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Run, resume or rollback.
     pub purpose: AttemptPurpose,
+    /// The controller that acts, which need not be the one that planned: a state directory can be copied.
+    pub controller: ControllerId,
     /// The controller's process.
     pub controller_pid: u32,
     /// Image bytes per second at most, instead of what the plan says.
@@ -67,13 +71,20 @@ pub fn drive(
     }
     let plan = recorder.plan();
     let record = HostRecord::of(plan.txn, &plan.request.new_name);
-    let ending = match attempt::take_over(world, &plan, &record) {
+    let ending = match attempt::take_over(world, &plan, &record, &settings.controller) {
         Ok((destination, standing)) => {
             let limit = settings.bandwidth_limit_bytes_per_second;
             let bandwidth_limit_bytes_per_second = limit.or(plan.request.options.bandwidth_limit_bytes_per_second);
-            let source = None;
-            let mut context =
-                Context { world, plan, recorder, destination, source, record, bandwidth_limit_bytes_per_second };
+            let mut context = Context {
+                world,
+                plan,
+                controller: settings.controller.clone(),
+                recorder,
+                destination,
+                source: None,
+                record,
+                bandwidth_limit_bytes_per_second,
+            };
             go(&mut context, &standing, settings)
                 .unwrap_or_else(|failure| end_with(&mut context.recorder, world, failure))
         }
@@ -152,6 +163,10 @@ fn go(context: &mut Context, standing: &attempt::Standing, settings: &Settings) 
         }
         return clean_up::clean_up(context, standing.record);
     }
+    let lost = record_is_lost(context, standing);
+    if lost {
+        back::must_be_untouched(context)?;
+    }
     if settings.purpose == AttemptPurpose::Rollback {
         let asked = FailureV1 {
             class: FailureClassV1::TurnBack,
@@ -164,8 +179,7 @@ fn go(context: &mut Context, standing: &attempt::Standing, settings: &Settings) 
     }
     let failure = if rolling_back_there {
         Failure::turn_back("another controller rolled this transaction back", "run the clone again")
-    } else if record_is_lost(context, standing) {
-        back::must_be_untouched(context)?;
+    } else if lost {
         Failure::turn_back("the host record is gone, and with it everything of this transaction", "run the clone again")
     } else {
         match forward::forward(context) {
@@ -190,6 +204,11 @@ fn record_is_lost(context: &Context, standing: &attempt::Standing) -> bool {
 /// Records why an attempt ends before the transaction does.
 fn end_with(recorder: &mut Recorder, world: &dyn World, failure: Failure) -> Ending {
     let (event, ending) = match failure {
+        // Nothing was rolled back here, whatever class the refusal is of elsewhere.
+        Failure::Refusal(failure) if failure.class == FailureClassV1::TurnBack => {
+            let failure = FailureV1 { class: FailureClassV1::Suspend, exit: 3, ..failure };
+            (EventV1::Suspended { failure: failure.clone() }, Ending::Suspended(failure))
+        }
         Failure::Refusal(failure) => (EventV1::Suspended { failure: failure.clone() }, Ending::Suspended(failure)),
         Failure::Finding(finding) => (EventV1::Stuck { finding: finding.clone() }, Ending::Stuck(finding)),
         Failure::Journal(error) => return Ending::Suspended(journal_failure(&error)),
@@ -230,7 +249,12 @@ fn finding(context: &Context, step: StepRef, expected: String, found: &str) -> F
 
 fn look_commands(context: &Context) -> Vec<String> {
     let mut commands = vec![format!("virsh dominfo {}", context.plan.clone_uuid)];
-    commands
-        .extend(context.plan.disks.iter().map(|disk| format!("ls -li '{}' '{}'", disk.staging_path, disk.final_path)));
+    commands.extend(
+        context
+            .plan
+            .disks
+            .iter()
+            .map(|disk| format!("ls -li {} {}", shell_word(&disk.staging_path), shell_word(&disk.final_path))),
+    );
     commands
 }

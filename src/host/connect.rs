@@ -128,6 +128,13 @@ impl Connector {
         let transport = self.start_agent(access, role.privilege()).await?;
         let client = Client::attach(host, transport, txn, wire_role, self.options.overrides.clone()).await?;
         let there = &client.hello().machine_id;
+        if there.is_empty() {
+            client.end().await;
+            let detail = "its /etc/machine-id is empty, and nothing else says which machine it is; \
+                          `systemd-machine-id-setup` makes one"
+                .to_owned();
+            return Err(unusable(host, "connect", detail));
+        }
         if let Some(planned) = access.machine_id.as_ref().filter(|planned| *planned != there) {
             let detail = format!(
                 "another machine answers: its machine-id is {there}, the plan was made with {planned}. \

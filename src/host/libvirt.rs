@@ -288,6 +288,8 @@ fn kind_of(refusal: &Refusal) -> FaultKind {
         }
         Some(E::NoSupport) => FaultKind::Unsupported,
         Some(E::OperationTimeout) => FaultKind::TimedOut,
+        // The host's trouble and not the request's: it may be over the next time.
+        Some(E::SystemError | E::NoMemory | E::Rpc) => FaultKind::Io,
         _ => FaultKind::Refused,
     }
 }

@@ -3,6 +3,7 @@
 use super::{BlockerKind, Report, WarningKind};
 use crate::report::quantity::bytes;
 use crate::request::Request;
+use crate::shell::shell_word;
 use crate::survey::{EmulatorFacts, Neighbour, Rehearsal, Survey};
 
 pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
@@ -40,13 +41,13 @@ fn check_networks(report: &mut Report, request: &Request, survey: &Survey) {
                 BlockerKind::NetworkInactive,
                 host,
                 format!("{host}: the network {name} is not active, and the clone is to be started."),
-                format!("Start it (`virsh net-start {name}`)."),
+                format!("Start it (`virsh net-start {}`).", shell_word(name)),
             ),
             Some(_) => report.warn(
                 WarningKind::NetworkInactive,
                 host,
                 format!("{host}: the network {name} is not active: the clone cannot be started before it is."),
-                format!("Start it (`virsh net-start {name}`)."),
+                format!("Start it (`virsh net-start {}`).", shell_word(name)),
             ),
             None => {
                 let known: Vec<_> = survey.destination.networks.iter().map(|network| network.name.as_str()).collect();

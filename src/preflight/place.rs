@@ -9,6 +9,7 @@ use super::vm::bytes_to_allocate;
 use super::{BlockerKind, Report, WarningKind};
 use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for};
 use crate::request::{Request, Target};
+use crate::shell::shell_word;
 use crate::survey::{DirectoryFacts, SourceDisk, Survey};
 use crate::world::FileKind;
 
@@ -119,7 +120,10 @@ fn report_missing(report: &mut Report, request: &Request, survey: &Survey, disk:
         NoDirectory::Missing { directory } => {
             let advice = match &request.target {
                 Target::Pool(pool) => {
-                    format!("Build the pool's directory (`virsh pool-build {pool}`), or give another pool.")
+                    format!(
+                        "Build the pool's directory (`virsh pool-build {}`), or give another pool.",
+                        shell_word(pool)
+                    )
                 }
                 Target::Directory(_) | Target::LikeSource => "Make the directory, or give another one.".to_owned(),
             };
@@ -136,7 +140,7 @@ fn report_missing(report: &mut Report, request: &Request, survey: &Survey, disk:
         NoDirectory::PoolInactive { pool } => (
             BlockerKind::Pool,
             format!("{host}: the pool {pool} is not active."),
-            format!("Start it (`virsh pool-start {pool}`)."),
+            format!("Start it (`virsh pool-start {}`).", shell_word(pool)),
         ),
         NoDirectory::PoolKind { pool, kind } => (
             BlockerKind::Pool,

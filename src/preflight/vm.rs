@@ -5,6 +5,7 @@ use journal_format::DiskFormat;
 use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
 use crate::domain::{Carriage, uncarried, uncarried_image};
+use crate::shell::shell_word;
 use crate::survey::{ImageFacts, SourceDisk, SourceImage, Survey};
 use crate::world::{DomainState, FileKind};
 
@@ -25,12 +26,13 @@ pub(super) fn check(report: &mut Report, survey: &Survey) {
 fn check_state(report: &mut Report, survey: &Survey) {
     let (vm, host) = (&survey.source.vm, survey.source.name.as_str());
     let name = &vm.brief.name;
+    let word = shell_word(name);
     if vm.brief.state == DomainState::Active {
         report.block(
             BlockerKind::Running,
             host,
             format!("{host}: VM {name} is running, and only a VM that is shut off can be cloned."),
-            format!("Shut it down (`virsh shutdown {name}`) and run again."),
+            format!("Shut it down (`virsh shutdown {word}`) and run again."),
         );
     }
     if !vm.persistent {
@@ -48,7 +50,7 @@ fn check_state(report: &mut Report, survey: &Survey) {
             format!(
                 "{host}: VM {name} has a saved memory state (managed save), without which its disks are not consistent."
             ),
-            format!("Start it and shut it down, or give the saved state up (`virsh managedsave-remove {name}`)."),
+            format!("Start it and shut it down, or give the saved state up (`virsh managedsave-remove {word}`)."),
         );
     }
     if vm.snapshots > 0 {
@@ -56,7 +58,7 @@ fn check_state(report: &mut Report, survey: &Survey) {
             BlockerKind::Snapshots,
             host,
             format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.snapshots, "snapshot")),
-            format!("Delete what is not needed (`virsh snapshot-list {name}`, `virsh snapshot-delete`)."),
+            format!("Delete what is not needed (`virsh snapshot-list {word}`, `virsh snapshot-delete`)."),
         );
     }
     if vm.checkpoints > 0 {
@@ -64,7 +66,7 @@ fn check_state(report: &mut Report, survey: &Survey) {
             BlockerKind::Checkpoints,
             host,
             format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.checkpoints, "checkpoint")),
-            format!("Delete what is not needed (`virsh checkpoint-list {name}`, `virsh checkpoint-delete`)."),
+            format!("Delete what is not needed (`virsh checkpoint-list {word}`, `virsh checkpoint-delete`)."),
         );
     }
 }

@@ -45,7 +45,11 @@ impl Step for ClaimName {
         {
             host.unlink(&record.claim, owner.inode)?;
         }
-        Ok(host.sync(CLAIMS)?)
+        match host.sync(CLAIMS) {
+            // Somebody removed all that kvm-clone keeps there, and with it the claim.
+            Err(fault) if fault.kind == FaultKind::NotFound => Ok(()),
+            synced => Ok(synced?),
+        }
     }
 
     fn foreign(&self, context: &Context) -> Option<Failure> {
@@ -69,7 +73,7 @@ fn holder(context: &Context) -> Result<Failure, Failure> {
         ));
     };
     let txn = slot.txn;
-    Ok(if slot.controller == context.plan.controller {
+    Ok(if slot.controller == context.controller {
         Failure::turn_back_with(
             5,
             format!("the name {name} is claimed on {} by transaction {txn}", context.destination.name()),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use journal_format::{CleanUpStepV1, DiskV1, OutcomeV1, PlanV1, StepRef, StepV1};
+use journal_format::{CleanUpStepV1, ControllerId, DiskV1, OutcomeV1, PlanV1, StepRef, StepV1};
 
 use super::host_record::HostRecord;
 use crate::failure::Failure;
@@ -16,6 +16,8 @@ pub struct Context<'a> {
     pub world: &'a dyn World,
     /// The plan.
     pub plan: Rc<PlanV1>,
+    /// Who acts.
+    pub controller: ControllerId,
     /// Journal, history, ledger, observer.
     pub recorder: Recorder<'a>,
     /// The destination: its agent holds the owner lock once there is a host record.

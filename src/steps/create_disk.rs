@@ -1,5 +1,7 @@
 //! An empty staged image of the right size, mode and owner.
 
+use std::collections::BTreeMap;
+
 use journal_format::{OutcomeV1, StepV1};
 
 use super::host_record::parent_of;
@@ -34,6 +36,8 @@ impl Step for CreateDisk {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        // The ledger tells of another file.
+        context.recorder.replace_chunks(self.disk, &BTreeMap::new())?;
         let (host, disk) = (&context.destination, context.disk(self.disk)?);
         if let Some(stat) = host.stat(&disk.staging_path)? {
             host.unlink(&disk.staging_path, stat.inode)?;

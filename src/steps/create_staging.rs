@@ -5,7 +5,7 @@ use journal_format::{DirectoryV1, OutcomeV1, StepV1};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
-use crate::world::{Fault, FaultKind, Host};
+use crate::world::{Fault, FaultKind, FileKind, Host};
 
 pub(super) struct CreateStaging {
     pub(super) directory: u32,
@@ -43,8 +43,18 @@ impl Step for CreateStaging {
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
         let (host, dir) = (&context.destination, context.directory(self.directory)?);
-        clear(host.as_ref(), dir)?;
-        let inode = make_in_shared_parent(host.as_ref(), dir)?;
+        clear_nonce(host.as_ref(), dir)?;
+        let made = match context.outcome_of(StepV1::CreateStaging { directory: self.directory }) {
+            Some(OutcomeV1::Made { inode }) => host.stat(&dir.staging)?.filter(|stat| stat.inode == *inode),
+            _ => None,
+        };
+        let inode = if let Some(made) = made {
+            // Only its nonce was gone: our files are in it.
+            made.inode
+        } else {
+            host.remove_dir(&dir.staging)?;
+            make_in_shared_parent(host.as_ref(), dir)?
+        };
         host.make_file(&nonce_path(dir), 0o600, &dir.nonce)?;
         Ok(Applied::Done(OutcomeV1::Made { inode }))
     }
@@ -78,33 +88,62 @@ pub(super) fn is_parent_unused(host: &dyn Host, dir: &DirectoryV1) -> Result<boo
     Ok(host.list(&parent(dir))?.is_some_and(|names| names.is_empty()))
 }
 
-/// Takes away what an earlier, broken-off apply left.
-fn clear(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Fault> {
-    if let Some(stat) = host.stat(&nonce_path(dir))? {
-        host.unlink(&nonce_path(dir), stat.inode)?;
-    }
-    host.remove_dir(&dir.staging)
+/// Where its filesystem is not mounted another directory has its name, and says nothing of what is there.
+pub fn must_be_in_place(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failure> {
+    let found = match host.stat(&dir.path)? {
+        Some(stat) if stat.inode == dir.inode => return Ok(()),
+        Some(_) => "is another directory than the one that was planned",
+        None => "is not there",
+    };
+    Err(Failure::suspend(
+        format!("{} on {} {found}", dir.path, host.name()),
+        "mount its filesystem, then try again; if it is gone for good, `kvm-clone abandon` closes the transaction",
+    ))
 }
 
-fn make_in_shared_parent(host: &dyn Host, dir: &DirectoryV1) -> Result<journal_format::Inode, Fault> {
+/// Takes away a nonce that an earlier, broken-off apply left.
+fn clear_nonce(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Fault> {
+    match host.stat(&nonce_path(dir))? {
+        Some(stat) => host.unlink(&nonce_path(dir), stat.inode),
+        None => Ok(()),
+    }
+}
+
+fn make_in_shared_parent(host: &dyn Host, dir: &DirectoryV1) -> Result<journal_format::Inode, Failure> {
     let mut tries = 0;
     loop {
         match host.make_dir(&parent(dir), 0o711) {
-            Err(fault) if fault.kind != FaultKind::AlreadyExists => return Err(fault),
-            Ok(_) | Err(_) => {}
+            Ok(_) => {}
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => must_be_shared_parent(host, dir)?,
+            Err(fault) => return Err(fault.into()),
         }
         tries += 1;
         match host.make_dir(&dir.staging, 0o700) {
             Err(fault) if fault.kind == FaultKind::NotFound && tries < PARENT_TRIES_MAX => {}
-            made => return made,
+            made => return Ok(made?),
         }
+    }
+}
+
+/// Root's own directory, that nobody else can put anything into or in the place of.
+fn must_be_shared_parent(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failure> {
+    const OTHERS_WRITE: u32 = 0o022;
+    match host.stat(&parent(dir))? {
+        Some(stat) if stat.kind == FileKind::Directory && stat.uid == 0 && stat.mode & OTHERS_WRITE == 0 => Ok(()),
+        // Another transaction's clean-up removed it meanwhile.
+        None => Ok(()),
+        Some(_) => Err(Failure::turn_back(
+            format!("{} on {} is not root's own directory", parent(dir), host.name()),
+            "remove it, or choose another directory, then clone again",
+        )),
     }
 }
 
 /// Removes the nonce and the staging directory, which must hold nothing else, and the parent if nobody else uses it.
 pub(super) fn remove_staging(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failure> {
     if host.stat(&dir.staging)?.is_some() {
-        match clear(host, dir) {
+        clear_nonce(host, dir)?;
+        match host.remove_dir(&dir.staging) {
             Err(fault) if fault.kind == FaultKind::NotEmpty => {
                 let names = host.list(&dir.staging)?.unwrap_or_default().join(", ");
                 return Err(Failure::stop(

@@ -6,6 +6,7 @@ use super::{Applied, Context, Probe, Step};
 use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
 use crate::failure::Failure;
+use crate::history::Last;
 use crate::world::{DomainFacts, DomainState, FaultKind};
 
 pub(super) struct DefineDomain;
@@ -40,7 +41,14 @@ impl Step for DefineDomain {
         if domain.brief.name != *name {
             return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
         }
-        Ok(Probe::Ours(OutcomeV1::Nothing))
+        let last = context.history_of(StepV1::DefineDomain).map_or(Last::None, |step| step.last);
+        Ok(match lost(context, &domain, last) {
+            None => Probe::Ours(OutcomeV1::Nothing),
+            Some(missing) if last == Last::Done => {
+                Probe::InUse(format!("the definition of {name} was changed: {missing}"))
+            }
+            Some(_) => Probe::Partial,
+        })
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
@@ -83,7 +91,11 @@ impl Step for DefineDomain {
     fn undo(&self, context: &mut Context) -> Result<(), Failure> {
         let host = &context.destination;
         // Proven once more on the very connection that removes it.
-        if host.domain(context.plan.clone_uuid)?.is_some_and(|domain| is_ours(context, &domain)) {
+        if let Some(domain) = host.domain(context.plan.clone_uuid)?.filter(|domain| is_ours(context, domain)) {
+            if domain.brief.state == DomainState::Active {
+                let found = format!("the domain {} was started", domain.brief.name);
+                return Err(Failure::stop(None, self.expected(context), found));
+            }
             host.undefine(context.plan.clone_uuid)?;
         }
         remove_torn(context)?;
@@ -95,10 +107,24 @@ impl Step for DefineDomain {
     }
 }
 
+/// What libvirt writes before it renames it to the definition of that name.
+pub fn torn_definition(name: &str) -> String {
+    format!("{LIBVIRT_DEFINITIONS}/{name}.xml.new")
+}
+
+/// What a definition that an attempt left lacks of what was planned. One that is undone again is not compared.
+fn lost(context: &Context, domain: &DomainFacts, last: Last) -> Option<String> {
+    if !matches!(last, Last::Started | Last::Reopened | Last::Done) {
+        return None;
+    }
+    let planned = definition(context).ok()?;
+    read_back(&planned, &domain.definition).err().map(|lost| lost.to_string())
+}
+
 /// libvirt writes `NAME.xml.new` and renames it; a power cut in between leaves that file, which nobody else removes.
 fn remove_torn(context: &Context) -> Result<(), Failure> {
     let host = &context.destination;
-    let path = format!("{LIBVIRT_DEFINITIONS}/{}.xml.new", context.plan.request.new_name);
+    let path = torn_definition(&context.plan.request.new_name);
     let Some(bytes) = host.read(&path, DEFINITION_BYTES_MAX)? else { return Ok(()) };
     let mark = CloneMark::read(&String::from_utf8_lossy(&bytes)).ok().flatten();
     if mark.is_some_and(|mark| mark.txn == context.plan.txn && mark.clone_uuid == context.plan.clone_uuid)

@@ -1,6 +1,6 @@
 //! The clone is finished: its own title, and the mark says so. From here on it may be started.
 
-use journal_format::OutcomeV1;
+use journal_format::{CleanUpStepV1, OutcomeV1};
 
 use super::define_domain::{LIBVIRT_DEFINITIONS, is_ours, mark, unusable};
 use super::{CleanUpStep, Context, Probe};
@@ -20,8 +20,10 @@ impl CleanUpStep for FinishDomain {
         let Some(domain) = our_clone(context)? else { return Ok(GONE) };
         let finished =
             CloneMark::read(&domain.definition).ok().flatten().is_some_and(|mark| mark.state == MarkState::Finished);
-        let title = Definition::parse(&domain.definition).map_err(|error| unusable(&error))?.title;
-        Ok(if finished && title == context.plan.title { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
+        // Given once, the title may have been changed since: that is its owner's affair.
+        let titled = context.is_cleaned_up(CleanUpStepV1::FinishDomain)
+            || Definition::parse(&domain.definition).map_err(|error| unusable(&error))?.title == context.plan.title;
+        Ok(if finished && titled { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
     }
 
     fn apply(&self, context: &mut Context) -> Result<(), Failure> {

@@ -20,7 +20,12 @@ impl CleanUpStep for RefreshPool {
     }
 
     fn apply(&self, context: &mut Context) -> Result<(), Failure> {
-        Ok(context.destination.refresh_pool(self.name(context))?)
+        let (host, name) = (&context.destination, self.name(context));
+        // A pool that is gone or stopped learns of the files when it is started.
+        if host.pools()?.iter().any(|pool| pool.name == name && pool.active) {
+            host.refresh_pool(name)?;
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ impl CleanUpStep for RemoveStaging {
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let (host, dir) = (&context.destination, context.directory(self.directory)?);
+        create_staging::must_be_in_place(host.as_ref(), dir)?;
         let left = host.stat(&dir.staging)?.is_some() || create_staging::is_parent_unused(host.as_ref(), dir)?;
         Ok(if left { Probe::Absent } else { Probe::Ours(OutcomeV1::Nothing) })
     }

@@ -7,7 +7,7 @@ use journal_format::{Epoch, EventV1, OutcomeV1, RecordV1};
 use super::host_record::{CLAIMS, HOST_ROOT, STATE_ROOT, ensure_dir, remove_record, remove_tree};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
-use crate::world::OwnerLock;
+use crate::world::{FaultKind, OwnerLock};
 
 pub(super) struct ReserveRecord;
 
@@ -45,7 +45,7 @@ impl Step for ReserveRecord {
             txn: context.plan.txn,
             counter: 0,
             epoch: context.recorder.epoch(),
-            controller: context.plan.controller.clone(),
+            controller: context.controller.clone(),
             agent_pid: host.agent()?.pid,
             agent_started: host.agent()?.started,
             direction: DirectionV1::Forward,
@@ -67,7 +67,15 @@ impl Step for ReserveRecord {
         for path in [&owner, &plan, &record.new] {
             host.sync(path)?;
         }
-        host.rename(&record.new, &record.directory)?;
+        match host.rename(&record.new, &record.directory) {
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => {
+                return Err(Failure::held(
+                    format!("{} on {} was made by another attempt meanwhile", record.directory, host.name()),
+                    "let that one end, then try again",
+                ));
+            }
+            renamed => renamed?,
+        }
         Ok(Applied::Done(OutcomeV1::Made { inode }))
     }
 

@@ -1,6 +1,6 @@
 //! The clone starts with its host, as the source did.
 
-use journal_format::OutcomeV1;
+use journal_format::{CleanUpStepV1, OutcomeV1};
 
 use super::define_domain::LIBVIRT_DEFINITIONS;
 use super::finish_domain::{GONE, our_clone};
@@ -18,6 +18,10 @@ impl CleanUpStep for SetAutostart {
     }
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        // Set once, it may have been changed since: that is its owner's affair.
+        if context.is_cleaned_up(CleanUpStepV1::SetAutostart) {
+            return Ok(Probe::Ours(OutcomeV1::Nothing));
+        }
         let Some(domain) = our_clone(context)? else { return Ok(GONE) };
         Ok(if domain.autostart { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
     }

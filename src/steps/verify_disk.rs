@@ -36,6 +36,13 @@ impl Step for VerifyDisk {
         let step = context.place_of(this)?;
         let geometry = context.geometry(self.disk)?;
         let mut ledger = context.recorder.chunks(self.disk)?;
+        let root = manifest::root(geometry, &ledger);
+        let earlier = StepV1::TransferDisk { disk: self.disk };
+        // A crash after a difference was taken out of the ledger, and before it was told: it cannot judge what is read.
+        if transferred_root(context, self.disk) != Some(root) {
+            let why = format!("{}: the ledger is not what was transferred", context.disk(self.disk)?.target);
+            return Ok(Applied::Reopen { earlier, cause: ReopenCauseV1::EffectGone, why });
+        }
         let path = context.disk(self.disk)?.staging_path.clone();
         let host = context.destination.clone();
         let stat = host
@@ -52,7 +59,6 @@ impl Step for VerifyDisk {
         host.hash_chunks(&job, &mut sink)?;
         let differing = sink.differing;
         let Some(first) = differing.first() else {
-            let root = manifest_root(context, self.disk).unwrap_or_else(|| manifest::root(geometry, &ledger));
             return Ok(Applied::Done(OutcomeV1::Verified {
                 inode: stat.inode,
                 size: stat.size,
@@ -75,7 +81,6 @@ impl Step for VerifyDisk {
         }
         ledger.retain(|index, _| !differing.contains(index));
         context.recorder.replace_chunks(self.disk, &ledger)?;
-        let earlier = StepV1::TransferDisk { disk: self.disk };
         Ok(Applied::Reopen { earlier, cause: ReopenCauseV1::ReadBackDiffers, why })
     }
 
@@ -84,8 +89,8 @@ impl Step for VerifyDisk {
     }
 }
 
-/// The root that Transfer found for the same ledger.
-fn manifest_root(context: &Context, disk: u32) -> Option<journal_format::ChunkValue> {
+/// The root that Transfer found.
+fn transferred_root(context: &Context, disk: u32) -> Option<journal_format::ChunkValue> {
     match context.outcome_of(StepV1::TransferDisk { disk })? {
         OutcomeV1::Transferred { root, .. } => Some(*root),
         _ => None,

@@ -167,7 +167,11 @@ pub fn drive(
     purpose: AttemptPurpose,
 ) -> Life {
     let mut journal = Notebook::open(txn, world, durable, oracle);
-    let settings = Settings { purpose, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
+    let controller = match durable.borrow().records.first().map(|record| &record.event) {
+        Some(EventV1::Begun { plan }) => plan.controller.clone(),
+        first => panic!("a journal that begins with {first:?}"),
+    };
+    let settings = Settings { purpose, controller, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
     let run = AssertUnwindSafe(|| engine::drive(world, &mut journal, &mut Silent, &settings));
     match catch_unwind(run) {
         Ok(ending) => Life::Ended(ending.expect("the journal can be read")),

@@ -141,7 +141,10 @@ impl Scene {
         let mut seed = Seed::new(seed);
         let mut source = machine("source", &"a".repeat(32));
         let mut destination = machine("destination", &"b".repeat(32));
-        let images: Vec<Content> = (0..shape.disks).map(|_| image(&mut seed)).collect();
+        let mut images: Vec<Content> = (0..shape.disks).map(|_| image(&mut seed)).collect();
+        if let Some(qcow2) = images.get_mut(1) {
+            qcow2.write(0, &qcow2_header());
+        }
         let (vm_uuid, clone_uuid) = (uuid(&mut seed), uuid(&mut seed));
         // Two disks of one basename, where they can be kept apart by their directories alone.
         let directory_of = |disk: usize| if shape.two_directories && disk % 2 == 1 { SECOND } else { IMAGES };
@@ -178,6 +181,7 @@ impl Scene {
                 seed.fill(&mut nonce);
                 directories.push(DirectoryV1 {
                     path: path_of.to_owned(),
+                    inode: destination.files.stat(path_of).unwrap().inode,
                     staging: format!("{path_of}/.kvm-clone/{txn}"),
                     nonce,
                 });
@@ -253,6 +257,19 @@ fn uuid(seed: &mut Seed) -> DomainUuid {
 }
 
 /// An image of a few chunks: data, zeros, holes, an odd end; now and then of one chunk or of none.
+/// Bytes of a qcow2 header: version 3, and the end of its extensions.
+pub const QCOW2_HEADER_BYTES: u64 = 112;
+
+/// The header of an image of its own, as it is carried. What is behind it is nobody's business here.
+fn qcow2_header() -> Vec<u8> {
+    let mut header = vec![0; QCOW2_HEADER_BYTES as usize];
+    header[..4].copy_from_slice(b"QFI\xfb");
+    for (at, value) in [(4, 3_u32), (20, 16), (100, 104)] {
+        header[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+    header
+}
+
 fn image(seed: &mut Seed) -> Content {
     let mut content = Content::default();
     let chunks = *seed.pick(&[0, 1, 3, 4, 5, 6, 6, 7]);

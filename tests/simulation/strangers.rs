@@ -14,7 +14,7 @@ use crate::libvirt::DEFINITIONS;
 use crate::machine::HOST_RECORDS;
 use crate::notebook::Durable;
 use crate::oracle::{Changed, Oracle};
-use crate::scene::definition;
+use crate::scene::{QCOW2_HEADER_BYTES, definition};
 use crate::seed::Seed;
 use crate::world::{Core, SimWorld};
 
@@ -200,12 +200,12 @@ impl Strangers {
     fn change_source(&self, core: &mut Core, seed: &mut Seed) {
         let path = self.plan.disks[self.some_disk(seed)].source_path.clone();
         let files = &mut core.machine_mut(Side::Source).files;
-        let Some(stat) = files.stat(&path).filter(|stat| stat.size > 0) else { return };
+        let Some(stat) = files.stat(&path).filter(|stat| stat.size > QCOW2_HEADER_BYTES) else { return };
         let mut bytes = [0; 700];
         if seed.chance(70) {
             seed.fill(&mut bytes);
         }
-        let offset = seed.below(stat.size);
+        let offset = seed.below(stat.size).max(QCOW2_HEADER_BYTES);
         let len = usize::try_from((stat.size - offset).min(700)).unwrap();
         files.write_at(&path, stat.inode, offset, &bytes[..len]).unwrap();
         if seed.chance(20) {

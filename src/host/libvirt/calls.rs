@@ -86,6 +86,10 @@ impl Libvirt {
     pub(in crate::host) async fn undefine(&self, uuid: DomainUuid) -> Result<(), Fault> {
         self.change(&format!("undefine domain {uuid}"), move |connect| {
             let Some(domain) = find(connect, uuid)? else { return Ok(()) };
+            // One that runs would go on without a definition, on disks that are about to go.
+            if domain.is_active()? {
+                return Err(Refusal { code: None, message: "the domain was started meanwhile".to_owned() });
+            }
             let mut flags = virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
             if connect.lib_version()? >= KEEP_TPM_SINCE {
                 flags |= virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
