@@ -14,6 +14,7 @@ pub mod plan;
 pub mod preflight;
 pub mod report;
 pub mod request;
+mod shell;
 pub mod steps;
 pub mod survey;
 pub mod transfer;

@@ -13,6 +13,7 @@ use crate::host::{ConnectOptions, Connector, Interrupt};
 use crate::journal::{self, JournalError, StateDir};
 use crate::report::live::LiveDirectory;
 use crate::report::transaction::TransactionLog;
+use crate::shell::shell_word;
 
 /// One run of the program.
 pub struct Session {
@@ -112,27 +113,4 @@ impl Session {
 pub fn now() -> UnixMillis {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// A word as a shell takes it.
-fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn suggested_commands_can_be_pasted() {
-        assert_eq!(shell_word("/srv/state-1"), "/srv/state-1");
-        assert_eq!(shell_word("/a b"), "'/a b'");
-        assert_eq!(shell_word("/it's"), "'/it'\\''s'");
-        assert_eq!(shell_word(""), "''");
-    }
 }
