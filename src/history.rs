@@ -189,7 +189,12 @@ impl History {
                 self.rolling_back = None;
             }
             EventV1::Stuck { finding } => self.stuck = Some(finding.clone()),
-            EventV1::Abandoned { reason } => self.abandoned = Some(reason.clone()),
+            EventV1::Abandoned { reason } => {
+                if self.committed {
+                    return Err(refuse());
+                }
+                self.abandoned = Some(reason.clone());
+            }
             EventV1::Suspended { failure } => self.suspended = Some(failure.clone()),
             EventV1::Finished { end } => {
                 if (*end == EndV1::Committed) != self.committed {

@@ -14,7 +14,7 @@ pub mod plan;
 pub mod preflight;
 pub mod report;
 pub mod request;
-pub mod shell;
+mod shell;
 pub mod steps;
 pub mod survey;
 pub mod transfer;

@@ -141,6 +141,16 @@ impl Guard {
         Ok(())
     }
 
+    /// Whether libvirt may be told to change something.
+    pub fn check_changing_relay(&self, owner_held: bool) -> Result<(), Failure> {
+        const OPERATION: &str = "relay changes to libvirt";
+        self.check_role(OPERATION, &[Role::Destination])?;
+        if owner_held {
+            return Ok(());
+        }
+        Err(failure(FailureKind::Fenced, format!("{OPERATION}: this agent does not hold the owner lock")))
+    }
+
     /// The record comes to be, or goes, by a rename of its directory.
     fn is_record_move(&self, change: Change<'_>) -> bool {
         let (Change::Rename(from, to), Some(txn)) = (change, self.txn) else {

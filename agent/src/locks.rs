@@ -41,9 +41,14 @@ struct Image {
 }
 
 impl Locks {
-    /// Whether the owner lock is held, and on what one of these names leads to now: a record that was put in the place of
-    /// the one that was locked is somebody else's.
-    pub fn owner_held(&self, owner_files: &[String]) -> bool {
+    /// Whether the owner lock is held.
+    pub fn owner_held(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    /// Whether it is held on what one of these names leads to now: a record that was put in the place of the one that was
+    /// locked is somebody else's.
+    pub fn owner_held_at(&self, owner_files: &[String]) -> bool {
         let leads_there = |inode: &Inode, path: &String| fs::symlink_metadata(path).is_ok_and(|at| at.ino() == inode.0);
         self.owner.as_ref().is_some_and(|(held, _)| owner_files.iter().any(|path| leads_there(held, path)))
     }

@@ -241,8 +241,20 @@ pub enum Request {
     SendChunks(SendJob),
     /// Opens a stream of chunks: the destination half of a copy. Changing.
     ReceiveChunks(ReceiveJob),
-    /// Opens a stream of bytes to libvirt's socket.
-    OpenRelay,
+    /// Opens a stream of bytes to libvirt's socket. For `Change` it is open only while the owner lock is held.
+    OpenRelay {
+        /// What libvirt will be asked.
+        purpose: RelayPurpose,
+    },
+}
+
+/// What libvirt is asked through a relay. The agent does not understand what it relays, so the controller says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RelayPurpose {
+    /// Questions only.
+    Look,
+    /// Changes too: for the holder of the owner lock alone (`Fenced` otherwise).
+    Change,
 }
 
 /// What the agent answers to a request that opens no stream.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_clone_agent::protocol::{Failure, FailureKind, Message, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES};
+use kvm_clone_agent::protocol::{Failure, FailureKind, Message, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES, RelayPurpose};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -35,6 +35,7 @@ const CONNECT_POLL_MILLISECONDS: u64 = 50;
 #[derive(Debug)]
 pub struct Relay {
     id: u32,
+    purpose: RelayPurpose,
     outbox: Arc<Outbox>,
     /// What may still be sent to the controller.
     flow: Flow,
@@ -53,9 +54,14 @@ struct State {
 
 impl Relay {
     /// A relay that is not connected yet, but may be filled already.
-    pub fn new(id: u32, outbox: Arc<Outbox>) -> Self {
+    pub fn new(id: u32, purpose: RelayPurpose, outbox: Arc<Outbox>) -> Self {
         let flow = Flow::new(RELAY_CREDIT_BYTES, RELAY_CREDIT_BYTES);
-        Self { id, outbox, flow, state: Monitor::default() }
+        Self { id, purpose, outbox, flow, state: Monitor::default() }
+    }
+
+    /// What it was opened for.
+    pub fn purpose(&self) -> RelayPurpose {
+        self.purpose
     }
 
     /// Bytes from the controller.

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::thread;
 
-use kvm_clone_agent::protocol::{Attach, Failure, FailureKind, Message, Reply, Request, Role, SILENCE_SECONDS_MAX};
+use kvm_clone_agent::protocol::{
+    Attach, Failure, FailureKind, Message, RelayPurpose, Reply, Request, Role, SILENCE_SECONDS_MAX,
+};
 
 use crate::failure::{errno, failure, refused};
 use crate::guard::{Change, Guard, check_path};
@@ -75,7 +77,7 @@ impl Worker {
     /// Refuses what may not be changed.
     fn check(&mut self, change: Change<'_>) -> Result<(), Failure> {
         let owner_files = self.attached()?.guard.owner_files();
-        let owner_held = self.locks.owner_held(&owner_files);
+        let owner_held = self.locks.owner_held_at(&owner_files);
         self.attached()?.guard.check(change, owner_held)
     }
 
@@ -112,7 +114,11 @@ impl Worker {
         match request {
             Request::LockOwner { path } => {
                 self.attached()?.guard.check_owner_file(&path)?;
-                self.locks.lock_owner(&path).map(Reply::OwnerLock)
+                let lock = self.locks.lock_owner(&path);
+                if !self.locks.owner_held() {
+                    self.cut_what_changes();
+                }
+                lock.map(Reply::OwnerLock)
             }
             Request::KillAgent { agent } => {
                 self.check_role("kill agent", &[Role::Destination])?;
@@ -128,6 +134,17 @@ impl Worker {
                 self.locks.unlock_image(&path).map(|()| Reply::Done)
             }
             request => Err(not_here(&request)),
+        }
+    }
+
+    /// Who let go of the owner lock changes nothing any more, by what is under way either.
+    fn cut_what_changes(&self) {
+        for stream in self.streams.lock().values() {
+            match stream {
+                Stream::Relay(relay) if relay.purpose() == RelayPurpose::Change => relay.cancel(),
+                Stream::Incoming(receiver) => receiver.cancel(),
+                Stream::Relay(_) | Stream::Outgoing(_) => {}
+            }
         }
     }
 
@@ -204,7 +221,11 @@ impl Worker {
                 let image = Image::open(&job.path, Some(job.inode), job.geometry, Access::Write)?;
                 self.spawn(id, false, move || receiver.run(&image))
             }
-            (Request::OpenRelay, Stream::Relay(relay)) => {
+            (Request::OpenRelay { purpose }, Stream::Relay(relay)) => {
+                if purpose == RelayPurpose::Change {
+                    let owner_held = self.locks.owner_held();
+                    self.attached()?.guard.check_changing_relay(owner_held)?;
+                }
                 let socket = self.attached()?.libvirt_socket.clone();
                 self.spawn(id, true, move || relay.run(socket.as_deref()))
             }

@@ -305,7 +305,9 @@ impl Hearing {
                     .map(|()| Stream::Incoming(Arc::new(Receiver::new(id, job.geometry, Arc::clone(&self.outbox)))));
                 (job.path.as_str(), stream)
             }
-            Request::OpenRelay => ("relay", Ok(Stream::Relay(Arc::new(Relay::new(id, Arc::clone(&self.outbox)))))),
+            Request::OpenRelay { purpose } => {
+                ("relay", Ok(Stream::Relay(Arc::new(Relay::new(id, *purpose, Arc::clone(&self.outbox))))))
+            }
             _ => return Ok(Ok(None)),
         };
         let streams = self.streams.lock();

@@ -1,4 +1,4 @@
-//! One attempt in one transaction: what `run`, `resume`, `rollback` and `recover` have in common.
+//! One attempt in one transaction: what `run`, `resume`, `rollback`, `recover` and `abandon` have in common.
 
 use journal_format::{AttemptPurpose, EventV1, PlanV1, TxnId};
 
@@ -7,7 +7,7 @@ use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
 use super::watch::Watcher;
-use crate::engine::{self, Settings};
+use crate::engine::{self, Ending, Settings};
 use crate::host::{Access, RealWorld};
 use crate::journal::{FileJournal, Journal, JournalError};
 use crate::report::transaction::TransactionLog;
@@ -20,12 +20,17 @@ pub fn reopen(
     bandwidth_limit: Option<ByteRate>,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
-    let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
-    let (mut journal, repairs) = FileJournal::open(&session.state, txn).map_err(|error| journal_error(&error))?;
+    drive(&mut open(txn, session)?, purpose, bandwidth_limit, session)
+}
+
+/// Opens the journal of a transaction that is there, and tells what had to be repaired.
+pub fn open(txn: TxnId, session: &Session) -> Result<FileJournal, CliError> {
+    let (journal, repairs) =
+        FileJournal::open(&session.state, txn).map_err(|error| CliError::journal(&error, ExitStatus::Suspended))?;
     for repair in repairs {
         session.terminal.warning(&format!("journal of {txn}: {repair}"));
     }
-    drive(&mut journal, purpose, bandwidth_limit, session)
+    Ok(journal)
 }
 
 /// Drives the transaction of an open journal as far as it goes, and says how that ended.
@@ -35,19 +40,28 @@ pub fn drive(
     bandwidth_limit: Option<ByteRate>,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
-    let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
     let settings = Settings {
         purpose,
         controller: session.controller()?,
         controller_pid: std::process::id(),
         bandwidth_limit_bytes_per_second: bandwidth_limit.map(ByteRate::bytes_per_second),
     };
+    conclude(journal, session, |world, journal, watcher| engine::drive(world, journal, watcher, &settings))
+}
+
+/// Lets the engine act on an open journal's transaction between its two hosts, and says how that ended.
+pub fn conclude(
+    journal: &mut dyn Journal,
+    session: &Session,
+    act: impl FnOnce(&RealWorld, &mut dyn Journal, &mut Watcher<'_>) -> Result<Ending, JournalError>,
+) -> Result<Conclusion, CliError> {
+    let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
     let plan = plan_of(journal).map_err(|error| journal_error(&error))?;
     let access = |endpoint| Access::from_endpoint(endpoint).map_err(CliError::from);
     let (source, destination) = (access(&plan.request.source)?, access(&plan.request.destination)?);
     let world = RealWorld::new(session.connector()?, source, destination, Some(plan.txn));
     let mut watcher = Watcher::new(plan, &session.live, &session.terminal);
-    let ending = engine::drive(&world, journal, &mut watcher, &settings).map_err(|error| journal_error(&error))?;
+    let ending = act(&world, journal, &mut watcher).map_err(|error| journal_error(&error))?;
     drop(watcher);
     // The attempt has ended: nobody drives it any more.
     let log = TransactionLog::of(journal.records(), false, session.live.read(journal.txn()))

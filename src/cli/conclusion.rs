@@ -6,7 +6,7 @@ use super::error::CliError;
 use super::exit::ExitStatus;
 use super::terminal::Terminal;
 use crate::engine::Ending;
-use crate::report::quantity::bytes;
+use crate::report::quantity::{bytes, printable};
 use crate::report::show::{stuck, suggestions};
 use crate::report::transaction::TransactionLog;
 
@@ -43,9 +43,11 @@ impl Conclusion {
                 error = Some(CliError::new(status, message, failure.advice));
             }
             Ending::Stuck(finding) => {
-                let message = format!("transaction {} is stuck{}", log.transaction_id, stuck(&finding));
+                let message =
+                    format!("transaction {} is stuck{}", log.transaction_id, stuck(&log.destination.host, &finding));
                 error = Some(CliError::new(status, message, "once that is gone, look again:"));
             }
+            Ending::Abandoned { left } => done = Some(abandoned(&log, left)),
             Ending::Refused(failure) => error = Some(CliError::new(status, failure.message, failure.advice)),
         }
         if let Some(error) = &mut error {
@@ -107,6 +109,23 @@ fn cloned(log: &TransactionLog) -> String {
     )
 }
 
+fn abandoned(log: &TransactionLog, left: Option<Vec<String>>) -> String {
+    let host = &log.destination.host;
+    let (what, left) = match left {
+        Some(left) if left.is_empty() => return closed(log, &format!("Nothing of it is left on {host}.")),
+        Some(left) => (format!("Left on {host}, for you to remove:"), left),
+        None => {
+            let may_be = log.may_be_left().map(|(kind, id)| format!("{kind} {id}")).collect();
+            (format!("{host} was not reached. If it ever comes back, abandon it again; it may hold:"), may_be)
+        }
+    };
+    closed(log, &left.iter().fold(what, |text, line| format!("{text}\n  {}", printable(line))))
+}
+
+fn closed(log: &TransactionLog, rest: &str) -> String {
+    format!("Transaction {} is abandoned: nobody acts on it any more. {rest}", log.transaction_id)
+}
+
 fn rolled_back(log: &TransactionLog) -> String {
     format!("Transaction {} is rolled back: nothing of it is left on {}.", log.transaction_id, log.destination.host)
 }
@@ -146,7 +165,7 @@ mod tests {
         let stuck = Journal::begun().did(1, 0..3).then(1, EventV1::Stuck { finding: finding.clone() });
         for (ending, journal, status, words, commands) in [
             (Ending::Suspended(failure("kvm2: gone")), &suspended, 3, "suspended", &["resume", "rollback"][..]),
-            (Ending::Stuck(finding), &stuck, 4, "$ ls -li /srv/vm", &["resume", "rollback"]),
+            (Ending::Stuck(finding), &stuck, 4, "$ ls -li /srv/vm", &["resume", "rollback", "abandon"]),
             (Ending::Refused(failure("kvm2: gone")), &Journal::begun().did(1, 0..7).committed(1), 3, "kvm2: gone", &[]),
         ] {
             let conclusion = conclude(ending, journal);
@@ -157,7 +176,8 @@ mod tests {
             let suggested = error["suggestions"].as_array().cloned().unwrap_or_default();
             assert_eq!(suggested.len(), commands.len(), "{error}");
             for (suggestion, command) in suggested.iter().zip(commands) {
-                let typed = format!("kvm-clone {command} 0198c0de-1111-7000-8000-0000deadbeef");
+                let reason = if *command == "abandon" { " --reason TEXT" } else { "" };
+                let typed = format!("kvm-clone {command} 0198c0de-1111-7000-8000-0000deadbeef{reason}");
                 assert_eq!(suggestion["command"], typed);
             }
         }

@@ -53,7 +53,7 @@ impl ExitStatus {
     /// The status for the way in which an attempt ended.
     pub fn of_ending(ending: &Ending) -> Self {
         match ending {
-            Ending::Committed { .. } | Ending::RolledBack { failure: None } => Self::Done,
+            Ending::Committed { .. } | Ending::RolledBack { failure: None } | Ending::Abandoned { .. } => Self::Done,
             Ending::RolledBack { failure: Some(failure) } => Self::of_failure(failure, Self::RolledBack),
             Ending::Suspended(failure) => Self::of_failure(failure, Self::Suspended),
             Ending::Stuck(_) => Self::Stuck,

@@ -1,6 +1,7 @@
 //! The command line: one file a command; the only place that prints. Every command ends in an `ExitStatus`, and every
 //! failure says what, where, why and what to do next.
 
+mod abandon;
 mod attempt;
 mod conclusion;
 mod error;
@@ -79,6 +80,8 @@ enum Command {
     Rollback(rollback::RollbackArgs),
     /// Show what is unfinished and what to do about it, or do it
     Recover(recover::RecoverArgs),
+    /// Close a transaction that can be neither finished nor rolled back; what it made stays and is listed
+    Abandon(abandon::AbandonArgs),
     /// List the transactions
     List,
     /// Show one transaction
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
             Command::Resume(args) => resume::resume(&args, &session),
             Command::Rollback(args) => rollback::rollback(&args, &session),
             Command::Recover(args) => recover::recover(&args, &session),
+            Command::Abandon(args) => abandon::abandon(&args, &session),
             Command::List => list::list(&session),
             Command::Show(args) => show::show(&args, &session),
             Command::Vms(args) => vms::vms(&args, &session),

@@ -11,7 +11,7 @@ use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
 use crate::report::list::ListEntry;
-use crate::report::show::{choices, next};
+use crate::report::show::{choices, objects, typed};
 use crate::report::status::Status;
 use crate::report::transaction::TransactionLog;
 
@@ -103,14 +103,26 @@ fn describe(log: &TransactionLog, session: &Session, text: &mut String) {
         "{}  {} on {} → {} on {}: {}, {} %",
         log.transaction_id, source.vm_name, source.host, clone.vm_name, clone.host, log.status, log.progress.percent
     );
-    text.push_str(&next(log, session.program()));
+    for (command, effect) in choices(log) {
+        let _ = writeln!(text, "  {}\n      {effect}", typed(log, command, session.program()));
+        for object in objects(log, command) {
+            let _ = writeln!(text, "        {object}");
+        }
+    }
 }
 
 fn view(log: &TransactionLog, status: ExitStatus) -> Value {
     let mut value = json!(ListEntry::from(log));
     if let Value::Object(object) = &mut value {
         object.insert("exit_status".into(), json!(status as u8));
-        object.extend(choices(log).into_iter().map(|(command, effect)| (command.to_owned(), Value::String(effect))));
+        for (command, effect) in choices(log) {
+            object.insert(command.to_owned(), Value::String(effect));
+            match command {
+                "resume" => drop(object.insert("resume_steps".to_owned(), json!(objects(log, command)))),
+                "rollback" => drop(object.insert("rollback_removes".to_owned(), json!(objects(log, command)))),
+                _ => {}
+            }
+        }
     }
     value
 }

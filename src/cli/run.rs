@@ -12,13 +12,15 @@ use serde_json::json;
 use super::attempt::drive;
 use super::error::{CliError, Problem};
 use super::exit::ExitStatus;
-use super::session::{Session, now};
+use super::session::{Seen, Session, now};
 use crate::domain::DomainName;
 use crate::host::{Access, Address, RealWorld};
 use crate::journal::FileJournal;
 use crate::plan::Circumstances;
-use crate::preflight::{self, Prepared, Report};
+use crate::preflight::{self, Prepared, Report, Unfinished};
 use crate::report::plan::{PlanView, human};
+use crate::report::show::suggestions;
+use crate::report::status::Status;
 use crate::request::{ByteRate, ChunkSize, Request, Target};
 use crate::survey::SurveyError;
 use crate::world::{Side, World};
@@ -104,7 +106,8 @@ fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
     let connect = |side| world.connect(side).map_err(|fault| CliError::before_begun(&fault));
     let (source, destination) = (connect(Side::Source)?, connect(Side::Destination)?);
     let mut circumstances = Circumstances { controller: &controller, now: world.now(), random: &mut || world.random() };
-    let prepared = preflight::prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances);
+    let unfinished = unfinished(session)?;
+    let prepared = preflight::prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances, &unfinished);
     // The attempt brings its own agents: what may change something knows its transaction from its start.
     world.disconnect(Side::Source);
     world.disconnect(Side::Destination);
@@ -112,6 +115,31 @@ fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
         SurveyError::Host(fault) => CliError::before_begun(&fault),
         error => CliError::new(ExitStatus::Refused, error.to_string(), "nothing was touched"),
     })
+}
+
+/// What this controller has not brought to its end. A journal that cannot be read is named, and no reason to refuse
+/// another clone: the claim on the destination stands for it.
+fn unfinished(session: &Session) -> Result<Vec<Unfinished>, CliError> {
+    let mut unfinished = Vec::new();
+    for txn in session.transactions()? {
+        match session.see(txn) {
+            Ok(Seen { log, .. }) if log.status.is_unfinished() => {
+                let commands = suggestions(&log, session.program());
+                let commands: Vec<_> = commands.iter().map(|one| format!("`{}`", one.command)).collect();
+                let advice = if commands.is_empty() { "wait for its end".to_owned() } else { commands.join(" or ") };
+                unfinished.push(Unfinished {
+                    txn,
+                    destination_machine_id: log.destination.machine_id,
+                    new_name: log.destination.vm_name,
+                    running: log.status == Status::Running,
+                    advice: format!("First {advice}; or choose another name with --new-name."),
+                });
+            }
+            Ok(_) => {}
+            Err(error) => session.terminal.warning(&error.to_string()),
+        }
+    }
+    Ok(unfinished)
 }
 
 /// Writes the plan into a new journal. From here on there is a transaction.

@@ -47,8 +47,7 @@ pub(super) fn take_over(
     controller: &ControllerId,
 ) -> Result<(Rc<dyn Host>, Standing), Failure> {
     let destination = connect(world, Side::Destination, &plan.request.destination.machine_id)?;
-    destination.allow(&allowed(plan))?;
-    let standing = lock(world, destination.as_ref(), record, controller)?;
+    let standing = lock(world, destination.as_ref(), plan, record, controller)?;
     Ok((destination, standing))
 }
 
@@ -116,17 +115,23 @@ fn gone(host: &dyn Host, path: &str) -> Failure {
 
 fn connect(world: &dyn World, side: Side, machine_id: &str) -> Result<Rc<dyn Host>, Failure> {
     let host = world.connect(side)?;
-    let found = host.facts()?.machine_id;
-    if found != machine_id {
-        return Err(Failure::suspend(
-            format!(
-                "{} is another machine than when this clone was planned (machine-id {found}, not {machine_id})",
-                host.name()
-            ),
-            "make that name lead to the right machine, then resume",
-        ));
-    }
+    check_machine(host.as_ref(), machine_id)?;
     Ok(host)
+}
+
+/// Is it the machine of the plan?
+pub(super) fn check_machine(host: &dyn Host, machine_id: &str) -> Result<(), Failure> {
+    let found = host.facts()?.machine_id;
+    if found == machine_id {
+        return Ok(());
+    }
+    Err(Failure::suspend(
+        format!(
+            "{} is another machine than when this clone was planned (machine-id {found}, not {machine_id})",
+            host.name()
+        ),
+        "make that name lead to the right machine, then resume",
+    ))
 }
 
 /// Everything that a step of this plan may change on the destination, besides the host record and the claims.
@@ -142,12 +147,14 @@ fn allowed(plan: &PlanV1) -> Vec<String> {
 }
 
 /// Takes the owner lock, wherever the record is just now, and says what is there.
-fn lock(
+pub(super) fn lock(
     world: &dyn World,
     host: &dyn Host,
+    plan: &PlanV1,
     record: &HostRecord,
     controller: &ControllerId,
 ) -> Result<Standing, Failure> {
+    host.allow(&allowed(plan))?;
     let unfinished = [format!("{}/owner", record.new), format!("{}/owner", record.gone)];
     for _ in 0..LOCK_ROUNDS_MAX {
         let mut moved = false;

@@ -4,7 +4,7 @@ use journal_format::owner::DirectionV1;
 use journal_format::{EndV1, EventV1, FailureClassV1, FailureV1, StepRef, StepV1};
 
 use super::attempt::{read_owner, write_owner};
-use super::finding;
+use super::finding::finding;
 use super::forward::{LateLanding, last_of, stopped};
 use super::table::{Decision, Direction, decide};
 use crate::failure::Failure;

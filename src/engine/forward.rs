@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use journal_format::{EventV1, FailureClassV1, ReopenCauseV1, StepRef, StepV1};
 
+use super::finding::finding;
 use super::table::{Decision, Direction, decide};
-use super::{attempt, finding, reopen};
+use super::{attempt, reopen};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::{self, Applied, Context, LIBVIRT_DEFINITIONS, Probe, Step};

@@ -1,11 +1,14 @@
 //! The state machine: run, resume, rollback, clean-up, and the recovery table. Knows nothing of ssh, libvirt or sled.
 //!
 //! One call of `drive` is one attempt: it opens, goes forward to the commit and through clean-up, or back to the world
-//! as it was, or suspends, or stops. Whatever happened before, the journal and the probes say where to go on.
+//! as it was, or suspends, or stops. Whatever happened before, the journal and the probes say where to go on. `abandon`
+//! gives a transaction up instead.
 
+mod abandon;
 mod attempt;
 mod back;
 mod clean_up;
+mod finding;
 mod forward;
 pub mod table;
 
@@ -14,12 +17,13 @@ use journal_format::{
     owner::DirectionV1,
 };
 
+pub use self::abandon::{GivingUp, abandon};
+
 use crate::failure::{Failure, journal_failure};
 use crate::history::Last;
 use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError};
 pub use crate::observer::{Observer, Progress};
-use crate::shell::shell_word;
 use crate::steps::host_record::HostRecord;
 use crate::steps::{self, Context};
 use crate::world::{Side, World};
@@ -54,6 +58,11 @@ pub enum Ending {
     Suspended(FailureV1),
     /// A person must act (exit 4).
     Stuck(FindingV1),
+    /// A person closed it (exit 0): nobody acts on it any more.
+    Abandoned {
+        /// What is left of it on its destination, for people; `None`: the destination could not be looked at.
+        left: Option<Vec<String>>,
+    },
     /// What was asked does not fit the transaction's state; nothing was done (exit 5).
     Refused(FailureV1),
 }
@@ -137,7 +146,10 @@ fn refused(message: impl Into<String>, advice: impl Into<String>) -> Ending {
 /// The owner lock is held, where there is anything to lock: which way?
 fn go(context: &mut Context, standing: &attempt::Standing, settings: &Settings) -> Result<Ending, Failure> {
     if standing.abandoned {
-        return Ok(refused("this transaction was abandoned on its destination", "run the clone again"));
+        return Ok(refused(
+            "this transaction was abandoned on its destination",
+            format!("`kvm-clone abandon {}` closes it here too; then run the clone again", context.plan.txn),
+        ));
     }
     // The mark outranks everything; looked for before anything is written, so that a refusal changes nothing.
     if standing.marked && settings.purpose == AttemptPurpose::Rollback {
@@ -210,7 +222,10 @@ fn end_with(recorder: &mut Recorder, world: &dyn World, failure: Failure) -> End
             (EventV1::Suspended { failure: failure.clone() }, Ending::Suspended(failure))
         }
         Failure::Refusal(failure) => (EventV1::Suspended { failure: failure.clone() }, Ending::Suspended(failure)),
-        Failure::Finding(finding) => (EventV1::Stuck { finding: finding.clone() }, Ending::Stuck(finding)),
+        Failure::Finding(found) => {
+            let finding = finding::with_commands(&recorder.plan(), found);
+            (EventV1::Stuck { finding: finding.clone() }, Ending::Stuck(finding))
+        }
         Failure::Journal(error) => return Ending::Suspended(journal_failure(&error)),
     };
     match recorder.append(world.now(), event) {
@@ -238,23 +253,4 @@ fn reopen(context: &mut Context, first: StepV1, cause: ReopenCauseV1, why: &str)
         }
     }
     Ok(())
-}
-
-/// A finding in the place of a step, with what a person would type to look.
-fn finding(context: &Context, step: StepRef, expected: String, found: &str) -> Failure {
-    let mut commands = vec![format!("kvm-clone show {}", context.plan.txn)];
-    commands.extend(look_commands(context));
-    Failure::Finding(FindingV1 { step: Some(step), expected, found: found.to_owned(), commands })
-}
-
-fn look_commands(context: &Context) -> Vec<String> {
-    let mut commands = vec![format!("virsh dominfo {}", context.plan.clone_uuid)];
-    commands.extend(
-        context
-            .plan
-            .disks
-            .iter()
-            .map(|disk| format!("ls -li {} {}", shell_word(&disk.staging_path), shell_word(&disk.final_path))),
-    );
-    commands
 }

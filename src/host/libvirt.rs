@@ -7,9 +7,11 @@ mod calls;
 mod relay;
 
 use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use kvm_clone_agent::protocol::RelayPurpose;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use virt::connect::Connect;
@@ -80,6 +82,7 @@ pub(super) struct Libvirt {
     client: Arc<Client>,
     interrupt: Interrupt,
     connection: Mutex<Option<Arc<Connection>>>,
+    may_change: AtomicBool,
 }
 
 /// One connection: the thread that owns it takes one call after the other.
@@ -90,12 +93,19 @@ struct Connection {
 
 impl Libvirt {
     pub(super) fn new(client: Arc<Client>, interrupt: Interrupt) -> Self {
-        Self { client, interrupt, connection: Mutex::new(None) }
+        Self { client, interrupt, connection: Mutex::new(None), may_change: AtomicBool::new(false) }
     }
 
     /// The next call opens a new connection.
     pub(super) fn renew(&self) {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Whether the agent relays changes from now on: what proves an ownership and what acts on it go the same way.
+    pub(super) fn set_may_change(&self, may_change: bool) {
+        if self.may_change.swap(may_change, Ordering::SeqCst) != may_change {
+            self.renew();
+        }
     }
 
     /// A call that changes nothing: it is repeated when the connection broke under it.
@@ -194,7 +204,9 @@ impl Libvirt {
     }
 
     async fn open(&self, operation: &str) -> Result<Connection, Fault> {
-        let relay = Relay::open(&self.client, operation).await?;
+        let may_change = self.may_change.load(Ordering::SeqCst);
+        let purpose = if may_change { RelayPurpose::Change } else { RelayPurpose::Look };
+        let relay = Relay::open(&self.client, purpose, operation).await?;
         let uri = relay.uri();
         let (jobs, queue) = std::sync::mpsc::channel::<Job>();
         let (report, opened) = oneshot::channel();

@@ -51,8 +51,8 @@ impl RealHost {
         self.connector.runtime.block_on(work)
     }
 
-    /// A call that changes something in libvirt. The agent cannot tell it from one that asks, so what it refuses for
-    /// files is refused here.
+    /// A call that changes something in libvirt. The agent relays changes for the holder of the owner lock alone, but
+    /// cannot tell them from questions; so they are refused here too, in words that fit.
     fn tell_libvirt(
         &self,
         operation: impl Fn() -> String,
@@ -276,7 +276,9 @@ impl Host for RealHost {
                 _ => None,
             },
         )?;
-        self.holds_owner_lock.set(matches!(lock, OwnerLock::Held { .. }));
+        let held = matches!(lock, OwnerLock::Held { .. });
+        self.holds_owner_lock.set(held);
+        self.libvirt.set_may_change(held);
         Ok(lock)
     }
 

@@ -10,7 +10,7 @@ mod vm;
 
 use std::fmt;
 
-use journal_format::{ControllerId, PlanV1};
+use journal_format::{ControllerId, PlanV1, TxnId};
 use serde::Serialize;
 
 use crate::plan::{Circumstances, PlanError, plan};
@@ -143,6 +143,21 @@ pub enum WarningKind {
     OwnerUnknown,
 }
 
+/// An unfinished transaction of this controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Which one.
+    pub txn: TxnId,
+    /// The machine-id of its destination.
+    pub destination_machine_id: String,
+    /// The name that it clones to.
+    pub new_name: String,
+    /// A process drives it now.
+    pub running: bool,
+    /// What to do about it.
+    pub advice: String,
+}
+
 /// All that preflight found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Report {
@@ -176,10 +191,10 @@ impl Report {
 }
 
 /// Looks for everything that survey and request show to be in the way.
-pub fn check(request: &Request, survey: &Survey, controller: &ControllerId) -> Report {
+pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfinished: &[Unfinished]) -> Report {
     let mut report = Report::default();
     vm::check(&mut report, survey);
-    place::check_name(&mut report, survey, controller);
+    place::check_name(&mut report, survey, controller, unfinished);
     place::check_directories(&mut report, request, survey);
     fit::check(&mut report, request, survey);
     report
@@ -197,15 +212,16 @@ pub struct Prepared {
 }
 
 /// Surveys both hosts, looks for problems, plans, and lets the destination's libvirt say what it makes of the clone's
-/// definition. Touches nothing.
+/// definition. Touches nothing. `unfinished`: what this controller has not brought to its end.
 pub fn prepare(
     source: &dyn Host,
     destination: &dyn Host,
     request: &Request,
     circumstances: &mut Circumstances<'_>,
+    unfinished: &[Unfinished],
 ) -> Result<Prepared, SurveyError> {
     let survey = survey::survey(source, destination, request)?;
-    let mut report = check(request, &survey, circumstances.controller);
+    let mut report = check(request, &survey, circumstances.controller, unfinished);
     let plan = match plan(request, &survey, circumstances) {
         Ok(plan) => {
             let rehearsal = survey::rehearse(destination, &plan.definition)?;

@@ -6,11 +6,11 @@ use journal_format::ControllerId;
 
 use super::space::Shortage;
 use super::vm::bytes_to_allocate;
-use super::{BlockerKind, Report, WarningKind};
+use super::{BlockerKind, Report, Unfinished, WarningKind};
 use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for};
 use crate::request::{Request, Target};
 use crate::shell::shell_word;
-use crate::survey::{DirectoryFacts, SourceDisk, Survey};
+use crate::survey::{ClaimFacts, DirectoryFacts, SourceDisk, Survey};
 use crate::world::FileKind;
 
 /// Bytes that the host record, the definition and their directories take at most, nearly.
@@ -23,7 +23,7 @@ const RECORD_INODES: u64 = 8;
 /// the same fails at the claim or at publishing, which are undone.
 const NO_HARD_LINKS: [&str; 3] = ["vfat", "exfat", "fuse.exfat"];
 
-pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &ControllerId) {
+pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &ControllerId, unfinished: &[Unfinished]) {
     let (host, name) = (survey.destination.name.as_str(), &survey.new_name);
     if survey.one_machine() && survey.source.vm.brief.name == name.as_str() {
         report.block(
@@ -43,7 +43,24 @@ pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &Cont
             "Choose another name with --new-name, or remove that VM.",
         );
     }
-    check_claim(report, survey, controller);
+    let ours = |one: &&Unfinished| {
+        one.destination_machine_id == survey.destination.host.machine_id && one.new_name == name.as_str()
+    };
+    let unfinished: Vec<&Unfinished> = unfinished.iter().filter(ours).collect();
+    for one in &unfinished {
+        let (kind, what) = if one.running {
+            (BlockerKind::NameHeld, "transaction, which is running now")
+        } else {
+            (BlockerKind::NameClaimed, "unfinished transaction")
+        };
+        report.block(kind, host, format!("{host}: {name} is the clone of the {what}, {}.", one.txn), &one.advice);
+    }
+    let claim = survey.destination.claim.as_ref();
+    let told =
+        |claim: &&ClaimFacts| claim.owner.as_ref().is_ok_and(|owner| unfinished.iter().any(|one| one.txn == owner.txn));
+    if let Some(claim) = claim.filter(|claim| !told(claim)) {
+        check_claim(report, survey, claim, controller);
+    }
     // A domain that is there owns its files: they are no leftovers.
     if namesake.is_none() {
         for path in &survey.destination.leftovers {
@@ -59,8 +76,7 @@ pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &Cont
     }
 }
 
-fn check_claim(report: &mut Report, survey: &Survey, controller: &ControllerId) {
-    let Some(claim) = &survey.destination.claim else { return };
+fn check_claim(report: &mut Report, survey: &Survey, claim: &ClaimFacts, controller: &ControllerId) {
     let (host, name) = (survey.destination.name.as_str(), &survey.new_name);
     match &claim.owner {
         Ok(owner) if owner.controller == *controller => report.block(

@@ -16,7 +16,7 @@ type Spoil = fn(&mut Request, &mut Survey);
 fn report_of(spoil: Spoil) -> Report {
     let (mut request, mut survey) = (sample::request(), sample::survey());
     spoil(&mut request, &mut survey);
-    check(&request, &survey, &sample::controller())
+    check(&request, &survey, &sample::controller(), &[])
 }
 
 fn image(survey: &mut Survey, disk: usize) -> &mut crate::survey::ImageFacts {
@@ -279,6 +279,31 @@ fn everything_is_said_at_once() {
     );
     assert_eq!(report.warnings.len(), 1);
     assert_eq!(report.exit(), Some(5), "5 counts more than 7");
+}
+
+#[test]
+fn our_own_unfinished_transaction_for_that_name_is_named_once() {
+    let unfinished = |running, survey: &Survey| Unfinished {
+        txn: TxnId([7; 16]),
+        destination_machine_id: survey.destination.host.machine_id.clone(),
+        new_name: "web01_clone".into(),
+        running,
+        advice: "First `kvm-clone resume 07`.".into(),
+    };
+    let (request, mut survey) = (sample::request(), sample::survey());
+    for claimed in [false, true] {
+        survey.destination.claim = claimed.then(|| claim_of(sample::controller()));
+        for (running, exit) in [(false, 5), (true, 7)] {
+            let report = check(&request, &survey, &sample::controller(), &[unfinished(running, &survey)]);
+            assert_eq!((report.blockers.len(), report.exit()), (1, Some(exit)), "{:#?}", report.blockers);
+            let text = report.blockers[0].to_string();
+            assert!(text.contains(&TxnId([7; 16]).to_string()) && text.contains("kvm-clone resume 07"), "{text}");
+        }
+    }
+    survey.destination.claim = None;
+    let elsewhere = Unfinished { destination_machine_id: "another".into(), ..unfinished(false, &survey) };
+    let other_name = Unfinished { new_name: "web02".into(), ..unfinished(false, &survey) };
+    assert_eq!(check(&request, &survey, &sample::controller(), &[elsewhere, other_name]), Report::default());
 }
 
 #[test]

@@ -29,7 +29,14 @@ pub fn human(log: &TransactionLog, events: bool, program: &str) -> String {
     if log.status == Status::Stuck
         && let Some(finding) = log.findings.last()
     {
-        text.push_str(&stuck_lines(&finding.expected, &finding.found, &finding.commands));
+        text.push_str(&stuck_lines(&log.destination.host, &finding.expected, &finding.found, &finding.commands));
+    }
+    if log.status == Status::Abandoned {
+        let _ =
+            writeln!(text, "\nNobody acts on it any more; it may have left on {}", printable(&log.destination.host));
+        for (kind, id) in log.may_be_left() {
+            let _ = writeln!(text, "  {kind} {}", printable(id));
+        }
     }
     for warning in &log.warnings {
         let _ = writeln!(text, "\nwarning: {}", printable(warning));
@@ -130,14 +137,14 @@ fn steps(log: &TransactionLog) -> String {
     lay_out(["STATE", "STEP", "WHEN", ""], &rows)
 }
 
-/// What was expected, what was found, and what a person would type.
-pub fn stuck(finding: &FindingV1) -> String {
-    stuck_lines(&finding.expected, &finding.found, &finding.commands)
+/// What was expected on this host, what was found, and what a person would type there.
+pub fn stuck(host: &str, finding: &FindingV1) -> String {
+    stuck_lines(host, &finding.expected, &finding.found, &finding.commands)
 }
 
-fn stuck_lines(expected: &str, found: &str, commands: &[String]) -> String {
-    let (expected, found) = (printable(expected), printable(found));
-    let mut text = format!("\nA person must act\n  expected: {expected}\n  found:    {found}\n");
+fn stuck_lines(host: &str, expected: &str, found: &str, commands: &[String]) -> String {
+    let (host, expected, found) = (printable(host), printable(expected), printable(found));
+    let mut text = format!("\nA person must act\n  expected: {expected}\n  found:    {found}\n  look on {host}:\n");
     for command in commands {
         let _ = writeln!(text, "  $ {}", printable(command));
     }
@@ -155,8 +162,31 @@ pub struct Suggestion {
 
 /// The commands that fit the status; none when nothing is left to do.
 pub fn suggestions(log: &TransactionLog, program: &str) -> Vec<Suggestion> {
-    let full = |command| format!("{program} {command} {}", log.transaction_id);
-    choices(log).into_iter().map(|(command, effect)| Suggestion { command: full(command), effect }).collect()
+    let suggestion = |(command, effect)| Suggestion { command: typed(log, command, program), effect };
+    choices(log).into_iter().map(suggestion).collect()
+}
+
+/// A command for this transaction as it is typed.
+pub fn typed(log: &TransactionLog, command: &str, program: &str) -> String {
+    let rest = if command == "abandon" { " --reason TEXT" } else { "" };
+    format!("{program} {command} {}{rest}", log.transaction_id)
+}
+
+/// What a command would work on, one line each: the steps that `resume` would do, the things that `rollback` would remove,
+/// each in its order.
+pub fn objects(log: &TransactionLog, command: &str) -> Vec<String> {
+    match command {
+        "resume" => {
+            let left = log.steps.iter().filter(|step| step.state != "done");
+            left.map(|step| printable(&step.description)).collect()
+        }
+        "rollback" => {
+            let mut made: Vec<_> = log.may_be_left().map(|(kind, id)| format!("{kind} {}", printable(id))).collect();
+            made.reverse();
+            made
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Those commands for people, two lines each.
@@ -167,11 +197,11 @@ pub fn next(log: &TransactionLog, program: &str) -> String {
     })
 }
 
-/// The commands that fit the status (`resume`, `rollback`), each with what it would do.
+/// The commands that fit the status (`resume`, `rollback`, `abandon`), each with what it would do.
 pub fn choices(log: &TransactionLog) -> Vec<(&'static str, String)> {
     let source = &log.source;
     let clone = printable(&format!("{} on {}", log.destination.vm_name, log.destination.host));
-    let made = log.resources.iter().filter(|resource| matches!(resource.state, "present" | "in_progress")).count();
+    let made = log.may_be_left().count();
     let forward = || {
         let left = log.steps.iter().filter(|step| step.state != "done").count();
         format!("does the {left} steps that are left: {clone} becomes a clone of {}", printable(&source.vm_name))
@@ -188,6 +218,7 @@ pub fn choices(log: &TransactionLog) -> Vec<(&'static str, String)> {
         Status::Stuck => vec![
             ("resume", "looks again and goes on, if what it stopped at is gone".to_owned()),
             ("rollback", "looks again and turns back, if what it stopped at is gone".to_owned()),
+            ("abandon", "gives it up: nobody acts on it any more, what it made stays and is listed".to_owned()),
         ],
         Status::Running | Status::Committed | Status::RolledBack | Status::Abandoned => Vec::new(),
     }

@@ -52,6 +52,14 @@ pub struct TransactionLog {
     pub program_version: String,
 }
 
+impl TransactionLog {
+    /// What the journal says may be on the destination now: type and name of each thing.
+    pub fn may_be_left(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let there = self.resources.iter().filter(|resource| matches!(resource.state, "present" | "in_progress"));
+        there.map(|resource| (resource.resource_type, resource.resource_id.as_str()))
+    }
+}
+
 /// A VM and the host it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VmView {

@@ -152,6 +152,19 @@ pub fn disk_of(step: StepV1) -> Option<u32> {
     }
 }
 
+/// Does it leave something on the destination? The bytes of a disk go with the file that Create made.
+pub fn makes_something(step: StepV1) -> bool {
+    match step {
+        StepV1::ReserveRecord
+        | StepV1::ClaimName
+        | StepV1::CreateStaging { .. }
+        | StepV1::CreateDisk { .. }
+        | StepV1::PublishDisk { .. }
+        | StepV1::DefineDomain => true,
+        StepV1::DetectSharedStorage | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. } => false,
+    }
+}
+
 /// Is it about what is in a disk, rather than about where things are?
 pub fn concerns_content(step: StepV1) -> bool {
     matches!(step, StepV1::CreateDisk { .. } | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. })

@@ -3,7 +3,7 @@
 use journal_format::DomainUuid;
 use kvm_clone::world::{FaultKind, OwnerLock, ProcessId, Side};
 
-use super::{Ground, HOST_RECORDS, Owner, assert_kind, bytes, cases, fresh_name, fresh_uuid, kind};
+use super::{Ground, HOST_RECORDS, Owner, assert_kind, bytes, cases, clear_record, fresh_name, fresh_uuid, kind};
 
 cases![
     an_owner_file_that_is_not_there_is_missing,
@@ -50,9 +50,7 @@ fn the_owner_lock_ends_with_its_agent(ground: &dyn Ground) {
     assert_eq!(kind(owner.host.stat(&path)), FaultKind::Unreachable);
     assert_eq!(kind(owner.host.make_dir(&owner.path("d"), 0o700)), FaultKind::Unreachable);
     assert!(matches!(second.lock_owner(&path).unwrap(), OwnerLock::Held { .. }));
-    let inode = second.stat(&path).unwrap().unwrap().inode;
-    second.unlink(&path, inode).unwrap();
-    second.remove_dir(&owner.record).unwrap();
+    clear_record(second.as_ref(), ground.txn());
     ground.other_world().disconnect(Side::Destination);
 }
 

@@ -86,11 +86,7 @@ impl<'a> Owner<'a> {
 impl Drop for Owner<'_> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            let owner = format!("{}/owner", self.record);
-            if let Ok(Some(stat)) = self.host.stat(&owner) {
-                self.host.unlink(&owner, stat.inode).unwrap();
-                self.host.remove_dir(&self.record).unwrap();
-            }
+            clear_record(self.host.as_ref(), self.ground.txn());
         }
         self.ground.world().disconnect(Side::Destination);
     }
@@ -111,6 +107,17 @@ pub fn build_record(host: &dyn Host, txn: TxnId) -> String {
     let record = format!("{HOST_RECORDS}/{txn}");
     host.rename(&new, &record).unwrap();
     record
+}
+
+/// Takes the record away as a transaction does, if it is there: without its owner file in its place it protects nothing.
+pub fn clear_record(host: &dyn Host, txn: TxnId) {
+    let gone = format!("{HOST_RECORDS}/.gone-{txn}");
+    let owner = format!("{gone}/owner");
+    if host.rename(&format!("{HOST_RECORDS}/{txn}"), &gone).is_ok() {
+        let stat = host.stat(&owner).unwrap().unwrap();
+        host.unlink(&owner, stat.inode).unwrap();
+        host.remove_dir(&gone).unwrap();
+    }
 }
 
 /// The kind of an error.

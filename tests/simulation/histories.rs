@@ -111,6 +111,21 @@ fn history(number: u64) -> Result<(), String> {
             if seed.chance(if asked { 80 } else { 25 }) { AttemptPurpose::Rollback } else { AttemptPurpose::Resume };
         asked |= purpose == AttemptPurpose::Rollback;
     }
+    // Now and then somebody gives it up instead. What that person may not give up is brought to its end.
+    let mut giving_up = Seed::new(!number);
+    if settled.is_none() && giving_up.chance(8) {
+        for _ in 0..=giving_up.below(2) {
+            history.abandon(FaultPlan::at(
+                giving_up.below(40),
+                fault(&mut giving_up, &strangers, disturbing),
+                Effect::First,
+            ));
+        }
+        match history.give_up() {
+            Some(Ending::Refused(_)) => purpose = AttemptPurpose::Resume,
+            ending => settled = ending,
+        }
+    }
     // A commit with something left is tried again, as `recover` does.
     let open = matches!(&settled, None | Some(Ending::Committed { .. }));
     let ending =

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use journal_format::{AttemptPurpose, Epoch, EventV1, RecordV1, TxnId};
-use kvm_clone::engine::{self, Ending, Settings};
+use journal_format::{AttemptPurpose, ControllerId, Epoch, EventV1, RecordV1, TxnId};
+use kvm_clone::engine::{self, Ending, GivingUp, Settings};
+use kvm_clone::journal::JournalError;
 use kvm_clone::observer::{Observer, Progress};
 use kvm_clone::world::Side;
 
@@ -69,12 +70,35 @@ impl History {
 
     /// One life of a controller, with what goes wrong in it. Returns the world of that life too.
     pub fn live(&mut self, purpose: AttemptPurpose, faults: FaultPlan) -> (Life, SimWorld) {
-        self.told.push(format!("{purpose:?} with {faults:?}"));
+        let (txn, durable, oracle) = (self.scene.plan.txn, Rc::clone(&self.durable), Rc::clone(&self.oracle));
+        self.lead(&format!("{purpose:?}"), faults, |world| drive(world, txn, &durable, &oracle, purpose))
+    }
+
+    /// One life of a controller that gives the transaction up.
+    pub fn abandon(&mut self, faults: FaultPlan) -> (Life, SimWorld) {
+        let (txn, durable, oracle) = (self.scene.plan.txn, Rc::clone(&self.durable), Rc::clone(&self.oracle));
+        self.lead("abandon", faults, |world| abandon(world, txn, &durable, &oracle))
+    }
+
+    /// Undisturbed lives until it is given up, or that is refused. `None`: neither.
+    pub fn give_up(&mut self) -> Option<Ending> {
+        for _ in 0..LIVES_MAX {
+            match self.abandon(FaultPlan::none()).0 {
+                Life::Ended(Ending::Suspended(_)) => self.pause(),
+                Life::Ended(ending) => return Some(ending),
+                Life::Crashed => unreachable!("nothing goes wrong in this life"),
+            }
+        }
+        None
+    }
+
+    fn lead(&mut self, what: &str, faults: FaultPlan, live: impl FnOnce(&SimWorld) -> Life) -> (Life, SimWorld) {
+        self.told.push(format!("{what} with {faults:?}"));
         let world = self.scene.world.another_life(faults);
         if self.traced {
             world.keep_trace();
         }
-        let life = drive(&world, self.scene.plan.txn, &self.durable, &self.oracle, purpose);
+        let life = live(&world);
         world.end();
         self.told.extend(world.trace().iter().enumerate().map(|(number, what)| format!("  {number} {what}")));
         self.told.push(format!("  -> {life:?} after {} operations", world.operations()));
@@ -136,6 +160,7 @@ impl History {
                     Err("rolled back, and nobody asked for it".to_owned())
                 }
                 Some(Ending::RolledBack { .. }) => oracle.rolled_back(core),
+                Some(Ending::Abandoned { .. }) => oracle.abandoned(core),
                 Some(Ending::Stuck(_)) if disturbed => Ok(()),
                 Some(ending) => Err(format!("no reason for {ending:?}")),
             }
@@ -167,13 +192,29 @@ pub fn drive(
     purpose: AttemptPurpose,
 ) -> Life {
     let mut journal = Notebook::open(txn, world, durable, oracle);
-    let controller = match durable.borrow().records.first().map(|record| &record.event) {
+    let controller = controller_of(durable);
+    let settings = Settings { purpose, controller, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
+    life(|| engine::drive(world, &mut journal, &mut Silent, &settings))
+}
+
+/// Who planned is who acts.
+fn controller_of(durable: &Rc<RefCell<Durable>>) -> ControllerId {
+    match durable.borrow().records.first().map(|record| &record.event) {
         Some(EventV1::Begun { plan }) => plan.controller.clone(),
         first => panic!("a journal that begins with {first:?}"),
-    };
-    let settings = Settings { purpose, controller, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
-    let run = AssertUnwindSafe(|| engine::drive(world, &mut journal, &mut Silent, &settings));
-    match catch_unwind(run) {
+    }
+}
+
+/// A life in which the transaction is given up.
+fn abandon(world: &SimWorld, txn: TxnId, durable: &Rc<RefCell<Durable>>, oracle: &Rc<RefCell<Oracle>>) -> Life {
+    let mut journal = Notebook::open(txn, world, durable, oracle);
+    let giving_up =
+        GivingUp { controller: controller_of(durable), reason: "enough".to_owned(), destination_gone: false };
+    life(|| engine::abandon(world, &mut journal, &mut Silent, &giving_up))
+}
+
+fn life(act: impl FnOnce() -> Result<Ending, JournalError>) -> Life {
+    match catch_unwind(AssertUnwindSafe(act)) {
         Ok(ending) => Life::Ended(ending.expect("the journal can be read")),
         Err(payload) if payload.is::<Crash>() => Life::Crashed,
         Err(payload) => resume_unwind(payload),

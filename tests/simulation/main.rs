@@ -17,6 +17,7 @@
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod abandoned;
 #[path = "../conformance/mod.rs"]
 mod conformance;
 mod content;

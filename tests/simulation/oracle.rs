@@ -343,6 +343,38 @@ impl Oracle {
         })
     }
 
+    /// After it was given up: the name is free for others, the record says so, and that survives a power cut.
+    pub fn abandoned(&self, core: &Core) -> Result<(), String> {
+        if self.committed {
+            return Err("abandoned in spite of a durable commit mark".to_owned());
+        }
+        let machine = core.machine(Side::Destination);
+        let closed = |files: &Filesystem| {
+            if self.holds_claim(files) {
+                return Err("the claim of an abandoned transaction is still there".to_owned());
+            }
+            match files.stat(&self.record("owner")) {
+                Some(_) => Err("the record of an abandoned transaction still has an owner".to_owned()),
+                None => Ok(()),
+            }
+        };
+        closed(&machine.files)?;
+        self.after_cuts(machine, &closed)
+    }
+
+    /// The clone's name is reserved for this transaction.
+    pub fn holds_claim(&self, files: &Filesystem) -> bool {
+        let claim = format!("{HOST_RECORDS}/names/{}", self.plan.request.new_name);
+        let owner = files.content(&claim).and_then(|content| decode_owner_file(&content.bytes()).ok());
+        owner.is_some_and(|owner| owner.txn == self.plan.txn)
+    }
+
+    /// There is a host record, in whatever state.
+    pub fn has_record(&self, core: &Core) -> bool {
+        let files = &core.machine(Side::Destination).files;
+        files.stat(&format!("{HOST_RECORDS}/{}", self.plan.txn)).is_some()
+    }
+
     /// After a commit: one whole clone of the planned name, durable; no leftovers unless some were named.
     pub fn committed(&self, core: &Core, warned: bool) -> Result<(), String> {
         let machine = core.machine(Side::Destination);

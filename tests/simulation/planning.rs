@@ -45,7 +45,7 @@ fn run(world: &SimWorld, request: &Request) -> Result<Prepared, SurveyError> {
     let controller = ControllerId { machine_id: "c".repeat(32), state_dir: "/var/lib/kvm-clone".into() };
     let mut random = || world.random();
     let mut circumstances = Circumstances { controller: &controller, now: world.now(), random: &mut random };
-    prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances)
+    prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances, &[])
 }
 
 fn planned(world: &SimWorld, request: &Request) -> PlanV1 {

@@ -203,12 +203,17 @@ pub struct Destination {
 impl Destination {
     /// Attached, nothing locked.
     pub fn unlocked() -> Self {
+        Self::unlocked_with(None)
+    }
+
+    /// The same, with libvirt at another place.
+    pub fn unlocked_with(libvirt_socket: Option<String>) -> Self {
         let directory = tempfile::tempdir_in("/var/tmp").unwrap();
         let root = directory.path().join("host");
         let work = directory.path().join("work");
         std::fs::create_dir(&root).unwrap();
         std::fs::create_dir(&work).unwrap();
-        let overrides = Overrides { host_record_root: Some(text(&root)), ..Overrides::default() };
+        let overrides = Overrides { host_record_root: Some(text(&root)), libvirt_socket };
         let mut client = Client::attach(Role::Destination, overrides);
         assert_eq!(
             client.call(Request::Allow { paths: vec![text(&work), format!("{}/", text(&work))] }),
@@ -219,7 +224,12 @@ impl Destination {
 
     /// With the owner lock, taken as a transaction does.
     pub fn locked() -> Self {
-        let mut this = Self::unlocked();
+        Self::locked_with(None)
+    }
+
+    /// The same, with libvirt at another place.
+    pub fn locked_with(libvirt_socket: Option<String>) -> Self {
+        let mut this = Self::unlocked_with(libvirt_socket);
         let new = this.root.join(format!(".new-{TXN}"));
         this.client.made(Request::MakeDir { path: text(&new), mode: 0o700 });
         let owner = text(&new.join("owner"));

@@ -4,7 +4,7 @@ use std::fs;
 
 use journal_format::Inode;
 use kvm_clone_agent::protocol::{
-    Attach, FailureKind, Geometry, Overrides, ProcessId, ReceiveJob, Reply, Request, Role,
+    Attach, FailureKind, Geometry, Overrides, ProcessId, ReceiveJob, RelayPurpose, Reply, Request, Role,
 };
 
 use crate::client::{Client, Destination, TXN, inode_of, text};
@@ -32,7 +32,7 @@ fn nothing_goes_before_attach_and_attach_goes_once() {
     let mut client = Client::start();
     assert_eq!(client.call(Request::Ping), Ok(Reply::Pong));
     assert_eq!(client.kind(Request::Stat { path: "/".into() }), Some(FailureKind::Protocol));
-    assert_eq!(client.kind(Request::OpenRelay), Some(FailureKind::Protocol));
+    assert_eq!(client.kind(Request::OpenRelay { purpose: RelayPurpose::Look }), Some(FailureKind::Protocol));
     assert_eq!(client.kind(Request::Allow { paths: vec![] }), Some(FailureKind::Protocol));
     let attach = |txn, role, silence_seconds| {
         Request::Attach(Attach { txn, role, silence_seconds, overrides: Overrides::default() })

@@ -7,10 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_clone_agent::protocol::{
-    FailureKind, FrameHeader, FrameKind, Message, Overrides, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES, Request, Role, Steer,
+    FailureKind, FrameHeader, FrameKind, Message, Overrides, OwnerLock, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES,
+    RelayPurpose, Reply, Request, Role, Steer,
 };
 
-use crate::client::{Client, Event, text};
+use crate::client::{Client, Destination, Event, TXN, text};
+
+const LOOK: Request = Request::OpenRelay { purpose: RelayPurpose::Look };
+const CHANGE: Request = Request::OpenRelay { purpose: RelayPurpose::Change };
 
 fn bytes(client: &mut Client, id: u32, bytes: &[u8]) {
     for part in bytes.chunks(RELAY_BYTES_MAX) {
@@ -28,7 +32,7 @@ fn connected(directory: &tempfile::TempDir) -> (Client, UnixListener) {
 }
 
 fn open(client: &mut Client, listener: &UnixListener) -> (u32, UnixStream) {
-    let id = client.send(&Request::OpenRelay);
+    let id = client.send(&LOOK);
     assert!(matches!(client.next(id), Event::Message(Message::Opened)));
     (id, listener.accept().unwrap().0)
 }
@@ -128,12 +132,39 @@ fn no_libvirt_is_said() {
     let path = directory.path().join("none");
     let overrides = Overrides { libvirt_socket: Some(text(&path)), ..Overrides::default() };
     let mut client = Client::attach(Role::Look, overrides);
-    let id = client.send(&Request::OpenRelay);
+    let id = client.send(&LOOK);
     let Event::Message(Message::Ended(Err(failure))) = client.next(id) else { panic!() };
     assert_eq!(failure.kind, FailureKind::LibvirtDown);
     assert!(failure.detail.contains(&text(&path)), "{failure}");
     // A socket that nobody listens to is no libvirt either.
     drop(UnixListener::bind(&path).unwrap());
-    let id = client.send(&Request::OpenRelay);
+    let id = client.send(&LOOK);
     assert_eq!(ended(&mut client, id), Err(FailureKind::LibvirtDown));
+}
+
+#[test]
+fn only_the_owner_locks_holder_relays_changes() {
+    for role in [Role::Source, Role::Look] {
+        let mut client = Client::attach(role, Overrides::default());
+        assert_eq!(client.kind(CHANGE), Some(FailureKind::Denied), "{role:?}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
+    let socket = Some(text(&directory.path().join("socket")));
+    let mut destination = Destination::unlocked_with(socket.clone());
+    assert_eq!(destination.client.kind(CHANGE), Some(FailureKind::Fenced));
+    let (_, _looked) = open(&mut destination.client, &listener);
+    // Both relays of the one that holds it; then it lets go, because the record that counts is another one.
+    let mut destination = Destination::locked_with(socket);
+    let (look, _looked_at) = open(&mut destination.client, &listener);
+    let change = destination.client.send(&CHANGE);
+    assert!(matches!(destination.client.next(change), Event::Message(Message::Opened)));
+    let mut changed = listener.accept().unwrap().0;
+    let gone = text(&destination.root.join(format!(".gone-{TXN}/owner")));
+    let lock = destination.client.call(Request::LockOwner { path: gone });
+    assert_eq!(lock, Ok(Reply::OwnerLock(OwnerLock::Missing)));
+    assert_eq!(ended(&mut destination.client, change), Err(FailureKind::Cancelled));
+    assert_eq!(changed.read(&mut [0; 1]).unwrap(), 0, "libvirt's end is closed");
+    assert_eq!(destination.client.kind(CHANGE), Some(FailureKind::Fenced));
+    assert!(destination.client.next_within(look, Duration::from_millis(100)).is_none(), "looking goes on");
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode, TxnId};
 use kvm_clone_agent::protocol::{
     Attach, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry, HashJob,
-    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, PieceHeader, ProcessId, ReceiveJob, Reply, Request, Role,
-    SendJob, Steer, encode_message, encode_reply, encode_request, encode_steer,
+    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, PieceHeader, ProcessId, ReceiveJob, RelayPurpose, Reply,
+    Request, Role, SendJob, Steer, encode_message, encode_reply, encode_request, encode_steer,
 };
 
 const AGENT: ProcessId = ProcessId { pid: 4321, started: 123_456 };
@@ -82,7 +82,8 @@ fn requests() -> Vec<Request> {
         }),
         Request::SendChunks(SendJob { path: path(), geometry: GEOMETRY, wanted, credit_bytes: 32 << 20 }),
         Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY }),
-        Request::OpenRelay,
+        Request::OpenRelay { purpose: RelayPurpose::Look },
+        Request::OpenRelay { purpose: RelayPurpose::Change },
     ]
 }
 
@@ -116,7 +117,8 @@ fn request_name(request: &Request) -> &'static str {
         Request::HashChunks(_) => "hash-chunks",
         Request::SendChunks(_) => "send-chunks",
         Request::ReceiveChunks(_) => "receive-chunks",
-        Request::OpenRelay => "open-relay",
+        Request::OpenRelay { purpose: RelayPurpose::Look } => "open-relay-look",
+        Request::OpenRelay { purpose: RelayPurpose::Change } => "open-relay-change",
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kvm_clone_agent::protocol::{Message, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES, Request};
+use kvm_clone_agent::protocol::{Message, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES, RelayPurpose, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -29,9 +29,10 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Connects the agent to libvirt and listens for one connection. `LibvirtDown` when nobody is there.
-    pub(super) async fn open(client: &Client, operation: &str) -> Result<Self, Fault> {
-        let mut stream = client.open(&Request::OpenRelay, operation, RELAY_CREDIT_BYTES)?;
+    /// Connects the agent to libvirt and listens for one connection. `LibvirtDown` when nobody is there, `Fenced` for
+    /// changes without the owner lock.
+    pub(super) async fn open(client: &Client, purpose: RelayPurpose, operation: &str) -> Result<Self, Fault> {
+        let mut stream = client.open(&Request::OpenRelay { purpose }, operation, RELAY_CREDIT_BYTES)?;
         match timeout(Duration::from_secs(OPEN_SECONDS_MAX), stream.next()).await {
             Ok(Ok(Event::Message(Message::Opened))) => {}
             Ok(Ok(Event::Message(Message::Ended(Err(failure))))) => return Err(stream.fault(&failure)),
