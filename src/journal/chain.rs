@@ -46,7 +46,7 @@ pub struct ChainFault {
     pub bytes: u64,
     /// It looks like a write that a crash cut off: it ends too early, or in zeros.
     pub torn: bool,
-    /// Frames of this transaction behind it whose hash is right: their numbers and hashes.
+    /// Frames of this transaction there and behind it whose hash is right: their numbers and hashes.
     pub later: Vec<(u64, FrameHash)>,
 }
 
@@ -73,7 +73,7 @@ impl FoundChain {
                             || rest.iter().rev().take(FRAME_HASH_BYTES).all(|byte| *byte == 0),
                         error: error.into(),
                         bytes: rest.len() as u64,
-                        later: envelopes(txn, &rest[1..]),
+                        later: envelopes(txn, rest),
                     });
                     break;
                 }
@@ -125,9 +125,10 @@ fn envelopes(txn: TxnId, bytes: &[u8]) -> Vec<(u64, FrameHash)> {
 /// Something that opening a journal put right, or dropped. Told to the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
-    /// An append to `events.log` that a crash cut off, and that was never acknowledged, was removed.
+    /// Bytes at the end of `events.log` were removed: an append that a crash cut off and that was never acknowledged, or
+    /// what else was there and is no record of its own.
     TailCut {
-        /// The number it would have had.
+        /// The number that a record there would have had.
         sequence: u64,
         /// Bytes that were cut.
         bytes: u64,
@@ -168,7 +169,10 @@ impl std::fmt::Display for Repair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::TailCut { sequence, bytes } => {
-                write!(f, "events.log: record {sequence} was never finished ({bytes} bytes cut off)")
+                write!(
+                    f,
+                    "events.log: {bytes} bytes cut off in the place of record {sequence}: no record that was acknowledged"
+                )
             }
             Self::LogRestored { from, frames } => {
                 write!(f, "events.log: {frames} record(s) from {from} on restored from the second copy")
@@ -284,22 +288,21 @@ pub fn agree(log: &FoundChain, store: Result<&FoundChain, &str>) -> Result<Agree
     Ok(Agreement { frames, longest, rebuild, repairs })
 }
 
-/// Checks that whatever is whole behind a fault is also in the full copy.
+/// Checks that whatever is whole at a fault and behind it is also in the full copy, each at its own number: then it is
+/// only out of place here. What is whole and nowhere else is another history, or what is left of this one.
 fn covered(name: &str, chain: &FoundChain, fault: &ChainFault, full: &FoundChain) -> Result<(), Disagreement> {
     let at = chain.len();
-    if matches!(
-        fault.error,
-        ChainError::Frame(FrameError::WrongTxn { .. } | FrameError::WrongSequence { .. } | FrameError::BrokenChain)
-    ) {
-        return Err(Disagreement::Damaged(format!("{name}: record {at}: {}; both copies are kept", fault.error)));
+    let error = &fault.error;
+    if let ChainError::Frame(FrameError::WrongTxn { .. }) = error {
+        return Err(Disagreement::Damaged(format!("{name}: record {at}: {error}; both copies are kept")));
     }
-    match fault.later.iter().find(|(sequence, hash)| full.hash_at(*sequence) != Some(*hash)) {
-        Some((sequence, _)) => Err(Disagreement::Damaged(format!(
-            "{name}: record {at}: {}; record {sequence} behind it is whole and in no other copy",
-            fault.error
-        ))),
-        None => Ok(()),
-    }
+    let Some((sequence, _)) = fault.later.iter().find(|(sequence, hash)| full.hash_at(*sequence) != Some(*hash)) else {
+        return Ok(());
+    };
+    let place = if *sequence == at { "in its place" } else { "behind it" };
+    Err(Disagreement::Damaged(format!(
+        "{name}: record {at}: {error}; record {sequence} {place} is whole and in no other copy; both copies are kept"
+    )))
 }
 
 #[cfg(test)]

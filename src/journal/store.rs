@@ -292,7 +292,7 @@ fn event_key(sequence: u64, part: u32) -> [u8; 12] {
 fn assemble(txn: TxnId, frames: BTreeMap<u64, Vec<u8>>) -> FoundChain {
     let mut chain = FoundChain::empty(txn);
     for (sequence, raw) in frames {
-        let whole = Envelope::read(&raw).ok().map(|envelope| (sequence, envelope.hash));
+        let whole = Envelope::read(&raw).ok().map(|envelope| (envelope.sequence, envelope.hash));
         if let Some(fault) = &mut chain.fault {
             fault.bytes += raw.len() as u64;
             fault.later.extend(whole);
@@ -301,7 +301,7 @@ fn assemble(txn: TxnId, frames: BTreeMap<u64, Vec<u8>>) -> FoundChain {
         match next_frame(&chain.end, sequence, &raw) {
             Ok((found, end)) => chain.push(found, end),
             Err(error) => {
-                let later = whole.filter(|_| error == ChainError::Missing).into_iter().collect();
+                let later = whole.into_iter().collect();
                 chain.fault = Some(ChainFault { error, bytes: raw.len() as u64, torn: false, later });
             }
         }
