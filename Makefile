@@ -31,6 +31,8 @@ agent: ## The agent as tests use it: static, as it is shipped
 	$(CARGO) rustc --package kvm-clone-agent --bin kvm-clone-agent --target-dir $(TEST_AGENT_TARGET) -- $(STATIC)
 
 # Tests are built by whoever calls, and run as root: those with hosts need it.
+# No test may leave itself out for want of root.
+tests: export KVM_CLONE_TEST_ROOT := 1
 tests: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
 ifneq ($(SUDO),)
 tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(SUDO)
