@@ -5,6 +5,7 @@
 mod crash;
 mod damage;
 mod damaged;
+mod disk_full;
 #[path = "../../journal-format/tests/example/mod.rs"]
 mod example;
 mod keeping;
