@@ -8,7 +8,7 @@ TEST_AGENT_TARGET := $(CURDIR)/target/tmp/agent
 STATIC := -C target-feature=+crt-static
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo install check agent tests docs audit release bench fuzz-build lab-up lab-shell lab-down
+.PHONY: help test demo install check agent tests docs audit release bench fuzz-build fuzz lab-up lab-shell lab-down
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,8 @@ agent: ## The agent as tests use it: static, as it is shipped
 	$(CARGO) rustc --package kvm-clone-agent --bin kvm-clone-agent --target-dir $(TEST_AGENT_TARGET) -- $(STATIC)
 
 # Tests are built by whoever calls, and run as root: those with hosts need it.
+# No test may leave itself out for want of root.
+tests: export KVM_CLONE_TEST_ROOT := 1
 tests: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
 ifneq ($(SUDO),)
 tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(SUDO)
@@ -54,9 +56,22 @@ release: ## target/release/kvm-clone, and beside it the static kvm-clone-agent
 bench: install release ## Times kvm-clone against scp, in turns; fails when it is slower
 	$(SUDO) tests/lab/bench
 
-fuzz-build: ## The fuzz targets (needs a nightly toolchain)
-	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
-	$(CARGO) +nightly fuzz build
+# Without a sanitizer the fuzz targets need no other toolchain than everything else; what they read is safe Rust.
+FUZZ := $(CARGO) fuzz
+FUZZ_FLAGS := --sanitizer none
+FUZZ_SECONDS ?= 60
+TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
+
+fuzz-build: ## Build the fuzz targets
+	@$(FUZZ) --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
+	$(FUZZ) build $(FUZZ_FLAGS)
+
+fuzz: fuzz-build ## Fuzz for FUZZ_SECONDS each (60); TARGETS="frame qcow2" names some
+	@for target in $(TARGETS); do \
+		mkdir -p fuzz/corpus/$$target && \
+		$(FUZZ) run $(FUZZ_FLAGS) $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 lab-up: install ## Two hosts to try things on
 	$(SUDO) tests/lab/lab up

@@ -1,5 +1,7 @@
 //! What a command says when it does not do what was asked: what, where, why, and what to do next.
 
+use std::io::ErrorKind;
+
 use serde::Serialize;
 
 use super::exit::ExitStatus;
@@ -66,13 +68,21 @@ impl CliError {
     pub fn journal(error: &JournalError, otherwise: ExitStatus) -> Self {
         let hint = match error {
             JournalError::Damaged { path, .. } => {
-                format!("both copies are kept as they are below {path}; nothing was written")
+                format!(
+                    "nothing was written, both copies are kept as they are below {path}; \
+                     `kvm-clone journal verify` says whether one mends the other"
+                )
             }
             JournalError::Newer { .. } => "nothing was written".to_owned(),
             JournalError::Held { pid, host, .. } => {
                 format!("wait until process {pid} on {host} has ended, or end it; it suspends cleanly on SIGTERM")
             }
             JournalError::Conflict { .. } => "another process went on with it; look with `kvm-clone show`".to_owned(),
+            JournalError::Io { source, .. }
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                "make room on the disk that holds the state directory, then run this again".to_owned()
+            }
             JournalError::Io { .. } | JournalError::Poisoned { .. } => {
                 "look at the disk that holds the state directory (space, permissions, errors), then go on".to_owned()
             }

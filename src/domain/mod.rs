@@ -6,6 +6,7 @@
 pub mod carry;
 pub mod compare;
 pub mod definition;
+pub mod documents;
 pub mod metadata;
 pub mod name;
 pub mod qcow2;

@@ -11,6 +11,8 @@ use super::pattern;
 
 /// Files that include files: how deep, at most (OpenSSH's own bound).
 const INCLUDE_DEPTH_MAX: usize = 16;
+/// Included files that are read in all, at most: where each of a few includes the next one twice, the number doubles.
+const INCLUDED_FILES_MAX: usize = 1024;
 /// Bytes of one configuration file, at most.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 /// Key files that are tried where nobody names one, in `~/.ssh`.
@@ -96,7 +98,7 @@ pub enum SshConfigError {
 pub fn look_up(target: &SshTarget, surroundings: &SshSurroundings) -> Result<SshSettings, SshConfigError> {
     let mut found = Found::default();
     if surroundings.config_file.exists() {
-        let mut reader = Reader { host: &target.host, surroundings, found: &mut found };
+        let mut reader = Reader { host: &target.host, surroundings, found: &mut found, included_files: 0 };
         reader.file(&surroundings.config_file, true, 0)?;
     }
     let user = target.user.clone().or(found.user).unwrap_or_else(|| surroundings.user.clone());
@@ -180,6 +182,7 @@ struct Reader<'a> {
     host: &'a str,
     surroundings: &'a SshSurroundings,
     found: &'a mut Found,
+    included_files: usize,
 }
 
 impl Reader<'_> {
@@ -235,6 +238,10 @@ impl Reader<'_> {
             for file in
                 included_files(&path).map_err(|()| at.unsupported(&format!("{keyword} {argument}"), self.host))?
             {
+                self.included_files += 1;
+                if self.included_files > INCLUDED_FILES_MAX {
+                    return Err(at.malformed(format!("more than {INCLUDED_FILES_MAX} files are included")));
+                }
                 self.file(&file, scope == Scope::Applies, depth + 1)?;
             }
         }

@@ -108,6 +108,15 @@ fn endless_includes_end() {
 }
 
 #[test]
+fn includes_that_multiply_end() {
+    let home = Home::with("Include 0 0");
+    for number in 0..14 {
+        std::fs::write(home.path().join(format!(".ssh/{number}")), format!("Include {0} {0}", number + 1)).unwrap();
+    }
+    assert!(home.look_up("web").unwrap_err().to_string().contains("more than 1024 files"));
+}
+
+#[test]
 fn a_match_that_cannot_be_decided_is_refused_only_where_it_matters() {
     let home = Home::with("Match exec true\n ForwardX11 yes\n");
     assert!(home.look_up("web").is_ok());

@@ -1,6 +1,8 @@
 //! One copy of a transaction's chain of frames, as it was found, and what two copies mean together.
 //! Pure: it decides, and neither reads nor writes. A frame whose hash is right is never given up here.
 
+use std::collections::BTreeMap;
+
 use journal_format::frame::FRAME_HASH_BYTES;
 use journal_format::{ChainEnd, Envelope, Frame, FrameError, FrameHash, TxnId};
 
@@ -44,10 +46,34 @@ pub struct ChainFault {
     pub error: ChainError,
     /// How many bytes follow.
     pub bytes: u64,
-    /// It looks like a write that a crash cut off: it ends too early, or in zeros.
-    pub torn: bool,
-    /// Frames of this transaction behind it whose hash is right: their numbers and hashes.
-    pub later: Vec<(u64, FrameHash)>,
+    /// Frames of this transaction there and behind it whose hash is right.
+    pub later: Vec<LaterFrame>,
+    /// What lies behind the last frame that is whole.
+    pub tail: Tail,
+    /// The highest number under which the copy has anything at all; a log has no numbers outside of its frames.
+    pub highest: Option<u64>,
+}
+
+/// A frame whose hash is right, found behind a fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaterFrame {
+    /// Its number.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: FrameHash,
+    /// Its bytes.
+    pub raw: Vec<u8>,
+}
+
+/// What lies behind the last frame of a copy that is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing.
+    None,
+    /// What a crash leaves of a write that it cut off: it ends too early, or in zeros.
+    Torn,
+    /// Something else.
+    Damaged,
 }
 
 impl FoundChain {
@@ -68,13 +94,10 @@ impl FoundChain {
                     rest = behind;
                 }
                 Err(error) => {
-                    chain.fault = Some(ChainFault {
-                        torn: matches!(error, FrameError::Short { .. })
-                            || rest.iter().rev().take(FRAME_HASH_BYTES).all(|byte| *byte == 0),
-                        error: error.into(),
-                        bytes: rest.len() as u64,
-                        later: envelopes(txn, &rest[1..]),
-                    });
+                    let (later, behind) = later_frames(txn, rest);
+                    let tail = Tail::of(&chain.end, behind);
+                    chain.fault =
+                        Some(ChainFault { error: error.into(), bytes: rest.len() as u64, later, tail, highest: None });
                     break;
                 }
             }
@@ -98,41 +121,60 @@ impl FoundChain {
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
+}
 
-    fn hash_at(&self, sequence: u64) -> Option<FrameHash> {
-        self.frames.get(usize::try_from(sequence).ok()?).map(|found| found.frame.hash)
+impl LaterFrame {
+    /// The frame at the start of these bytes, if it is whole.
+    pub(super) fn read(bytes: &[u8]) -> Option<(TxnId, Self)> {
+        let envelope = Envelope::read(bytes).ok()?;
+        let raw = bytes[..envelope.bytes].to_vec();
+        Some((envelope.txn, Self { sequence: envelope.sequence, hash: envelope.hash, raw }))
     }
 }
 
-/// Whole frames of a transaction anywhere in these bytes.
-fn envelopes(txn: TxnId, bytes: &[u8]) -> Vec<(u64, FrameHash)> {
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        match Envelope::read(&bytes[at..]) {
-            Ok(envelope) => {
-                if envelope.txn == txn {
-                    found.push((envelope.sequence, envelope.hash));
-                }
-                at += envelope.bytes;
-            }
-            Err(_) => at += 1,
+impl Tail {
+    fn of(end: &ChainEnd, bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            Self::None
+        } else if matches!(end.decode(bytes), Err(FrameError::Short { .. }))
+            || bytes.iter().rev().take(FRAME_HASH_BYTES).all(|byte| *byte == 0)
+        {
+            Self::Torn
+        } else {
+            Self::Damaged
         }
     }
-    found
+}
+
+/// Whole frames of a transaction anywhere in these bytes, and the bytes behind the last one.
+fn later_frames(txn: TxnId, bytes: &[u8]) -> (Vec<LaterFrame>, &[u8]) {
+    let (mut found, mut behind) = (Vec::new(), bytes);
+    let mut at = 0;
+    while at < bytes.len() {
+        match LaterFrame::read(&bytes[at..]) {
+            Some((owner, frame)) => {
+                at += frame.raw.len();
+                behind = &bytes[at..];
+                found.extend((owner == txn).then_some(frame));
+            }
+            None => at += 1,
+        }
+    }
+    (found, behind)
 }
 
 /// Something that opening a journal put right, or dropped. Told to the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
-    /// An append to `events.log` that a crash cut off, and that was never acknowledged, was removed.
+    /// Bytes at the end of `events.log` were removed: an append that a crash cut off and that was never acknowledged, or
+    /// what else was there and is no record of its own.
     TailCut {
-        /// The number it would have had.
+        /// The number that a record there would have had.
         sequence: u64,
         /// Bytes that were cut.
         bytes: u64,
     },
-    /// `events.log` lacked frames, or had damaged ones; they were taken from the second copy.
+    /// `events.log` lacked frames, or had damaged or displaced ones; it was completed.
     LogRestored {
         /// The first of them.
         from: u64,
@@ -168,10 +210,13 @@ impl std::fmt::Display for Repair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::TailCut { sequence, bytes } => {
-                write!(f, "events.log: record {sequence} was never finished ({bytes} bytes cut off)")
+                write!(
+                    f,
+                    "events.log: {bytes} bytes cut off in the place of record {sequence}: no record that was acknowledged"
+                )
             }
             Self::LogRestored { from, frames } => {
-                write!(f, "events.log: {frames} record(s) from {from} on restored from the second copy")
+                write!(f, "events.log: {frames} record(s) from {from} on restored")
             }
             Self::StoreCompleted { from, frames } => {
                 write!(f, "second copy: {frames} record(s) from {from} on completed from events.log")
@@ -195,25 +240,14 @@ impl std::fmt::Display for Repair {
 }
 
 /// What is to be done so that both copies hold the same frames.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Agreement {
-    /// How many frames there are in all.
-    pub frames: u64,
-    /// The copy that has them all.
-    pub longest: CopyName,
+    /// All frames.
+    pub full: FoundChain,
     /// The second copy must be made anew.
     pub rebuild: bool,
     /// What is to be told.
     pub repairs: Vec<Repair>,
-}
-
-/// One of the two copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyName {
-    /// `events.log`.
-    Log,
-    /// The sled store.
-    Store,
 }
 
 /// Why two copies cannot be brought together. Nothing may be written then.
@@ -227,79 +261,104 @@ pub enum Disagreement {
     Newer(String),
 }
 
-/// Decides what two copies mean together. `store` is an error text where the second copy could not be read at all.
+/// Decides what two copies mean together: whatever is whole in either of them must come to one chain without a gap.
+/// `store` is an error text where the second copy could not be read at all.
 pub fn agree(log: &FoundChain, store: Result<&FoundChain, &str>) -> Result<Agreement, Disagreement> {
-    let damaged = |what: String| Err(Disagreement::Damaged(what));
-    for (name, chain) in [("events.log", Some(log)), ("second copy", store.ok())] {
-        if let Some(ChainFault { error: ChainError::Frame(FrameError::Newer { what }), .. }) =
-            chain.and_then(|c| c.fault.as_ref())
-        {
-            return Err(Disagreement::Newer(format!("{name}: {what}")));
-        }
-    }
-    let store_frames = store.map_or(0, FoundChain::len);
-    let frames = log.len().max(store_frames);
-    if frames == 0 {
-        return damaged("no record is whole in either copy".to_owned());
-    }
-    if let Some(last) = log.len().min(store_frames).checked_sub(1)
-        && log.hash_at(last) != store.ok().and_then(|store| store.hash_at(last))
-    {
-        return damaged(format!("the copies tell two histories by record {last}; both are kept"));
-    }
-    let longest = if log.len() >= store_frames { CopyName::Log } else { CopyName::Store };
-    let full = if longest == CopyName::Log { log } else { store.unwrap_or(log) };
+    let full = assemble(log, store.ok())?;
     let mut repairs = Vec::new();
-
+    if full.len() > log.len() {
+        repairs.push(Repair::LogRestored { from: log.len(), frames: full.len() - log.len() });
+    }
     if let Some(fault) = &log.fault {
-        covered("events.log", log, fault, full)?;
-        if store_frames <= log.len() {
-            // Nobody has this frame. It was never acknowledged, if the second copy can be trusted to say so.
-            if !(fault.torn || store.is_ok_and(|store| store.fault.is_none())) {
-                return damaged(format!("events.log: record {}: {}; no second copy has it", log.len(), fault.error));
+        let log_end = fault.later.iter().map(|frame| frame.sequence + 1).max().unwrap_or(0).max(log.len());
+        if log_end == full.len() {
+            // Nobody has what lies behind. It was never acknowledged, if the second copy can be trusted to say so.
+            let is_trusted = store.is_ok_and(|store| store.fault.is_none());
+            match fault.tail {
+                Tail::Damaged if !is_trusted => {
+                    let (at, error) = (log.len(), &fault.error);
+                    return damaged(format!("events.log: record {at}: {error}; no second copy has it"));
+                }
+                _ if log.len() == full.len() => {
+                    repairs.push(Repair::TailCut { sequence: log.len(), bytes: fault.bytes });
+                }
+                _ => {}
             }
-            repairs.push(Repair::TailCut { sequence: log.len(), bytes: fault.bytes });
         }
     }
-    if store_frames > log.len() {
-        repairs.push(Repair::LogRestored { from: log.len(), frames: store_frames - log.len() });
-    }
-
-    let mut rebuild = false;
+    let mut rebuild = None;
     match store {
-        Err(why) => {
-            rebuild = true;
-            repairs.push(Repair::StoreRebuilt { why: why.to_owned() });
+        Err(why) => rebuild = Some(why.to_owned()),
+        Ok(FoundChain { fault: Some(fault), end, .. }) => {
+            rebuild = Some(format!("record {}: {}", end.sequence, fault.error));
         }
-        Ok(store) => {
-            if let Some(fault) = &store.fault {
-                covered("second copy", store, fault, full)?;
-                rebuild = true;
-                repairs.push(Repair::StoreRebuilt { why: format!("record {}: {}", store.len(), fault.error) });
-            } else if store.len() < log.len() {
-                repairs.push(Repair::StoreCompleted { from: store.len(), frames: log.len() - store.len() });
-            }
+        Ok(store) if store.len() < full.len() => {
+            repairs.push(Repair::StoreCompleted { from: store.len(), frames: full.len() - store.len() });
         }
+        Ok(_) => {}
     }
-    Ok(Agreement { frames, longest, rebuild, repairs })
+    let is_rebuilt = rebuild.is_some();
+    repairs.extend(rebuild.map(|why| Repair::StoreRebuilt { why }));
+    Ok(Agreement { full, rebuild: is_rebuilt, repairs })
 }
 
-/// Checks that whatever is whole behind a fault is also in the full copy.
-fn covered(name: &str, chain: &FoundChain, fault: &ChainFault, full: &FoundChain) -> Result<(), Disagreement> {
-    let at = chain.len();
-    if matches!(
-        fault.error,
-        ChainError::Frame(FrameError::WrongTxn { .. } | FrameError::WrongSequence { .. } | FrameError::BrokenChain)
-    ) {
-        return Err(Disagreement::Damaged(format!("{name}: record {at}: {}; both copies are kept", fault.error)));
+fn damaged<T>(what: String) -> Result<T, Disagreement> {
+    Err(Disagreement::Damaged(what))
+}
+
+/// Puts together what is whole in either copy, in its place or out of it.
+fn assemble(log: &FoundChain, store: Option<&FoundChain>) -> Result<FoundChain, Disagreement> {
+    let copies = [("events.log", Some(log)), ("second copy", store)];
+    let mut whole: BTreeMap<u64, (FrameHash, &[u8])> = BTreeMap::new();
+    for (name, chain) in copies.into_iter().filter_map(|(name, chain)| Some((name, chain?))) {
+        match chain.fault.as_ref().map(|fault| &fault.error) {
+            Some(ChainError::Frame(FrameError::Newer { what })) => {
+                return Err(Disagreement::Newer(format!("{name}: {what}")));
+            }
+            Some(error @ ChainError::Frame(FrameError::WrongTxn { .. })) => {
+                return damaged(format!("{name}: record {}: {error}; both copies are kept", chain.len()));
+            }
+            _ => {}
+        }
+        let in_place = chain.frames.iter().map(|found| (found.frame.sequence, found.frame.hash, &found.raw));
+        let later = chain.fault.iter().flat_map(|fault| &fault.later);
+        for (sequence, hash, raw) in in_place.chain(later.map(|frame| (frame.sequence, frame.hash, &frame.raw))) {
+            if whole.insert(sequence, (hash, raw)).is_some_and(|(known, _)| known != hash) {
+                return damaged(format!("the copies tell two histories by record {sequence}; both are kept"));
+            }
+        }
     }
-    match fault.later.iter().find(|(sequence, hash)| full.hash_at(*sequence) != Some(*hash)) {
-        Some((sequence, _)) => Err(Disagreement::Damaged(format!(
-            "{name}: record {at}: {}; record {sequence} behind it is whole and in no other copy",
-            fault.error
-        ))),
-        None => Ok(()),
+    let mut full = FoundChain::empty(log.end.txn);
+    for (sequence, (_, raw)) in whole {
+        if sequence != full.len() {
+            let at = full.len();
+            return damaged(format!(
+                "record {at} is whole in no copy{}, and record {sequence} behind it is; both copies are kept",
+                why_not(log, at)
+            ));
+        }
+        match full.end.decode(raw) {
+            Ok((frame, end)) => full.push(FoundFrame { frame, raw: raw.to_vec() }, end),
+            Err(FrameError::Newer { what }) => return Err(Disagreement::Newer(format!("record {sequence}: {what}"))),
+            Err(error) => return damaged(format!("record {sequence}: {error}; both copies are kept")),
+        }
     }
+    if full.is_empty() {
+        return damaged(format!("no record is whole in either copy{}", why_not(log, 0)));
+    }
+    // The log had each record first: what the second copy has anything of was there.
+    let highest = store.and_then(|store| store.fault.as_ref()?.highest);
+    if highest.is_some_and(|highest| highest >= full.len()) {
+        let at = full.len();
+        return damaged(format!("record {at} is whole in no copy{}; both copies are kept", why_not(log, at)));
+    }
+    Ok(full)
+}
+
+/// What `events.log` has in the place of a record.
+fn why_not(log: &FoundChain, at: u64) -> String {
+    let fault = log.fault.as_ref().filter(|_| log.len() == at);
+    fault.map_or_else(String::new, |fault| format!(" (events.log: {})", fault.error))
 }
 
 #[cfg(test)]
@@ -339,7 +398,7 @@ mod tests {
             let number = (bit / 8 / frame_bytes) as u64;
             let agreement = agree(&FoundChain::read(TXN, &damaged), Ok(&read(4))).unwrap();
             assert_eq!(agreement.repairs, [Repair::LogRestored { from: number, frames: 4 - number }], "bit {bit}");
-            assert_eq!((agreement.frames, agreement.longest, agreement.rebuild), (4, CopyName::Store, false));
+            assert_eq!((agreement.full.len(), agreement.rebuild), (4, false));
         }
     }
 
@@ -356,14 +415,42 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_before_a_frame_that_no_copy_has_is_refused() {
+    fn a_flipped_bit_before_a_frame_that_only_the_log_has_is_repaired_if_the_store_has_that_record() {
         let log = frames(4).concat();
-        for bit in 0..log.len() / 4 * 3 * 8 {
+        let frame_bytes = log.len() / 4;
+        for bit in 0..3 * frame_bytes * 8 {
             let mut damaged = log.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
+            let number = bit / 8 / frame_bytes;
             for store in [0, 1, 2, 3] {
                 let agreement = agree(&FoundChain::read(TXN, &damaged), Ok(&read(store)));
-                assert!(matches!(agreement, Err(Disagreement::Damaged(_))), "bit {bit}, store of {store}");
+                if number < store as usize {
+                    assert_eq!(agreement.unwrap().full.len(), 4, "bit {bit}, store of {store}");
+                } else {
+                    assert!(matches!(agreement, Err(Disagreement::Damaged(_))), "bit {bit}, store of {store}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_that_are_damaged_in_different_records_mend_each_other() {
+        let with_damaged = |number: usize| {
+            let mut frames = frames(5);
+            frames[number][FRAME_HASH_BYTES] ^= 1;
+            FoundChain::read(TXN, &frames.concat())
+        };
+        for log in 0..5 {
+            for store in 0..5 {
+                let agreement = agree(&with_damaged(log), Ok(&with_damaged(store)));
+                if log == store {
+                    assert!(matches!(agreement, Err(Disagreement::Damaged(_))), "both in record {log}");
+                } else {
+                    let agreement = agreement.unwrap();
+                    assert_eq!((agreement.full.len(), agreement.rebuild), (5, true), "{log} and {store}");
+                    let restored = Repair::LogRestored { from: log as u64, frames: 5 - log as u64 };
+                    assert_eq!(agreement.repairs[0], restored, "{log} and {store}");
+                }
             }
         }
     }
@@ -375,7 +462,7 @@ mod tests {
             for cut in 0..=log.len() {
                 let found = FoundChain::read(TXN, &log[..cut]);
                 let agreement = agree(&found, Ok(&read(store))).unwrap();
-                assert_eq!(agreement.frames, found.len().max(u64::from(store)), "cut at {cut}, store of {store}");
+                assert_eq!(agreement.full.len(), found.len().max(u64::from(store)), "cut at {cut}, store of {store}");
                 assert_eq!(agreement.repairs.is_empty(), found.fault.is_none() && found.len() == u64::from(store));
             }
         }

@@ -45,6 +45,10 @@ impl LedgerWrites {
     fn write(&mut self) -> Result<(), JournalError> {
         let number = self.number.to_le_bytes();
         let content = [&number[..], blake3::hash(&number).as_bytes()].concat();
+        if self.damaged {
+            // What is longer than it should be would be damaged for ever.
+            self.file.set_len(0).map_err(failed(&self.path, "cut"))?;
+        }
         self.file
             .write_all_at(&content, 0)
             .and_then(|()| self.file.sync_data())

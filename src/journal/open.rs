@@ -8,7 +8,7 @@ use std::path::Path;
 use journal_format::TxnId;
 
 use super::JournalError;
-use super::chain::{CopyName, Disagreement, FoundChain, Repair, agree};
+use super::chain::{Disagreement, FoundChain, Repair, agree};
 use super::disk;
 use super::log::{self, EventLog};
 use super::store::Store;
@@ -29,7 +29,7 @@ pub(super) fn open_copies(directory: &Path, txn: TxnId, repairs: &mut Vec<Repair
     let stores = StoreDirectories::find(directory)?;
     let next = directory.join(&stores.next);
     disk::remove_dir_all(&next)?;
-    let result = merge(directory, &stores, log_chain, txn, repairs);
+    let result = merge(directory, &stores, &log_chain, txn, repairs);
     if result.is_err() {
         // It does not count, so it only takes up space; the error at hand says more than a second one would.
         let _ = disk::remove_dir_all(&next);
@@ -40,7 +40,7 @@ pub(super) fn open_copies(directory: &Path, txn: TxnId, repairs: &mut Vec<Repair
 fn merge(
     directory: &Path,
     stores: &StoreDirectories,
-    log_chain: FoundChain,
+    log_chain: &FoundChain,
     txn: TxnId,
     repairs: &mut Vec<Repair>,
 ) -> Result<Opened, JournalError> {
@@ -54,33 +54,27 @@ fn merge(
             copied => copied.map_err(|error| error.to_string()),
         },
     };
-    let agreement = agree(&log_chain, copied.as_ref().map(|copied| &copied.chain).map_err(String::as_str))
+    let agreement = agree(log_chain, copied.as_ref().map(|copied| &copied.chain).map_err(String::as_str))
         .map_err(|disagreement| refused(directory, disagreement))?;
     repairs.extend(agreement.repairs);
 
-    let log_frames = log_chain.frames.len();
-    let log_bytes = log_chain.whole_bytes;
-    let (store, store_frames, chain) = match copied {
+    let (store, store_frames) = match copied {
         Ok(copied) if !agreement.rebuild => {
             repairs.extend(copied.repairs);
-            let store_frames = copied.chain.frames.len();
-            let chain = if agreement.longest == CopyName::Log { log_chain } else { copied.chain };
-            (copied.store, store_frames, chain)
+            (copied.store, copied.chain.frames.len())
         }
         copied => {
-            let chain = match copied {
-                Ok(copied) if agreement.longest == CopyName::Store => copied.chain,
-                _ => log_chain,
-            };
+            drop(copied);
             disk::remove_dir_all(&next)?;
-            (Store::create(&next)?, 0, chain)
+            (Store::create(&next)?, 0)
         }
     };
+    let chain = agreement.full;
     for found in &chain.frames[store_frames..] {
         store.append(found.frame.sequence, &found.raw)?;
     }
-    let mut log = EventLog::open(directory, log_bytes)?;
-    for found in &chain.frames[log_frames..] {
+    let mut log = EventLog::open(directory, log_chain.whole_bytes)?;
+    for found in &chain.frames[log_chain.frames.len()..] {
         log.append(&found.raw)?;
     }
     store.count()?;

@@ -3,7 +3,7 @@
 
 use journal_format::{FrameError, RecordV1, TxnId};
 
-use super::chain::{ChainError, FoundChain};
+use super::chain::{ChainError, FoundChain, Tail};
 use super::{Holder, JournalError, StateDir, TxnLock, log};
 
 /// A transaction as it was at one moment.
@@ -42,7 +42,7 @@ pub fn read(state: &StateDir, txn: TxnId) -> Result<Snapshot, JournalError> {
 fn check_end(chain: &FoundChain) -> Result<u64, ChainError> {
     match &chain.fault {
         None => Ok(0),
-        Some(fault) if fault.torn && fault.later.is_empty() && !chain.is_empty() => Ok(fault.bytes),
+        Some(fault) if fault.tail == Tail::Torn && fault.later.is_empty() && !chain.is_empty() => Ok(fault.bytes),
         Some(fault) => Err(fault.error.clone()),
     }
 }

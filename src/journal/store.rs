@@ -9,12 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use journal_format::ledger::{LEDGER_KEY_BYTES, decode_ledger_entry, ledger_key, ledger_value};
-use journal_format::{ChainEnd, ChunkRecordV1, ChunkState, Envelope, FrameError, LedgerError, LedgerSeal, TxnId};
+use journal_format::{ChainEnd, ChunkRecordV1, ChunkState, FrameError, LedgerError, LedgerSeal, TxnId};
 use sled::Batch;
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional};
 
 use super::JournalError;
-use super::chain::{ChainError, ChainFault, FoundChain, FoundFrame, Repair};
+use super::chain::{ChainError, ChainFault, FoundChain, FoundFrame, LaterFrame, Repair, Tail};
 use super::disk::{self, failed};
 use super::guarded_sled::{BLOBS_NAME, GuardedSled};
 use super::ledger_writes::LedgerWrites;
@@ -292,17 +292,24 @@ fn event_key(sequence: u64, part: u32) -> [u8; 12] {
 fn assemble(txn: TxnId, frames: BTreeMap<u64, Vec<u8>>) -> FoundChain {
     let mut chain = FoundChain::empty(txn);
     for (sequence, raw) in frames {
-        let whole = Envelope::read(&raw).ok().map(|envelope| (sequence, envelope.hash));
+        let whole = LaterFrame::read(&raw).map(|(_, frame)| frame);
         if let Some(fault) = &mut chain.fault {
             fault.bytes += raw.len() as u64;
+            fault.highest = Some(sequence);
             fault.later.extend(whole);
             continue;
         }
         match next_frame(&chain.end, sequence, &raw) {
             Ok((found, end)) => chain.push(found, end),
             Err(error) => {
-                let later = whole.filter(|_| error == ChainError::Missing).into_iter().collect();
-                chain.fault = Some(ChainFault { error, bytes: raw.len() as u64, torn: false, later });
+                let later = whole.into_iter().collect();
+                chain.fault = Some(ChainFault {
+                    error,
+                    bytes: raw.len() as u64,
+                    later,
+                    tail: Tail::None,
+                    highest: Some(sequence),
+                });
             }
         }
     }

@@ -108,12 +108,16 @@ pub fn export(state: &StateDir, txn: TxnId, out: &mut dyn Write) -> Result<u64, 
     Ok(chain.len())
 }
 
-fn judge(log: &FoundChain, store: Result<&FoundChain, &str>, mut repairs: Vec<Repair>) -> Verdict {
+/// What opening would say. `of_store`: what the second copy needs by itself, for as long as it is not made anew.
+fn judge(log: &FoundChain, store: Result<&FoundChain, &str>, of_store: Vec<Repair>) -> Verdict {
     match agree(log, store) {
         Err(Disagreement::Damaged(what)) => Verdict::Damaged(what),
         Err(Disagreement::Newer(what)) => Verdict::Newer(what),
         Ok(agreement) => {
-            repairs.extend(agreement.repairs);
+            let mut repairs = agreement.repairs;
+            if !agreement.rebuild {
+                repairs.extend(of_store);
+            }
             if repairs.is_empty() { Verdict::Sound } else { Verdict::Repairable(repairs) }
         }
     }

@@ -9,7 +9,7 @@ use super::{
     ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, OwnerNames, OwnerNumbers, PoolSurvey, SourceDisk,
     SourceSurvey, SurveyError, words_of_refusal,
 };
-use crate::domain::{Definition, DomainName};
+use crate::domain::{Definition, DomainName, documents};
 use crate::plan::placement;
 use crate::request::Request;
 use crate::steps::host_record::{CLAIMS, HOST_ROOT, parent_of};
@@ -138,19 +138,12 @@ fn emulator(host: &dyn Host, definition: &Definition) -> Result<EmulatorFacts, F
     let (arch, machine) = (os.arch.as_deref().unwrap_or(""), os.machine.as_deref().unwrap_or(""));
     let answer = host.domain_capabilities(arch, machine, &definition.virt_type);
     Ok(match words_of_refusal(answer)? {
-        Ok(capabilities) => match emulator_path(&capabilities) {
+        Ok(capabilities) => match documents::emulator(&capabilities) {
             Some(path) => EmulatorFacts::Path(path),
             None => EmulatorFacts::Refused("libvirt's domain capabilities name no emulator".to_owned()),
         },
         Err(words) => EmulatorFacts::Refused(words),
     })
-}
-
-/// `/domainCapabilities/path`.
-fn emulator_path(capabilities: &str) -> Option<String> {
-    let document = roxmltree::Document::parse(capabilities).ok()?;
-    let path = document.root_element().children().find(|node| node.has_tag_name("path"))?;
-    path.text().map(str::trim).filter(|path| path.starts_with('/')).map(str::to_owned)
 }
 
 /// Numbers on the destination of the names that own the source's images.

@@ -3,6 +3,7 @@
 
 mod closing;
 mod damage;
+mod golden;
 mod program;
 mod reading;
 mod transactions;

@@ -125,7 +125,7 @@ fn damage_with_a_whole_frame_behind_it_that_no_copy_has_is_refused() {
     let mut frames = frame_bytes(COUNT + 2);
     frames[COUNT][40] ^= 1;
     fs::write(home.log(), frames.concat()).unwrap();
-    assert_refused(&home, "record 6 behind it is whole and in no other copy");
+    assert_refused(&home, "and record 6 behind it is");
     let error = journal::read(&home.state, example::txn()).unwrap_err();
     assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
 }
@@ -142,14 +142,37 @@ fn two_histories_are_refused() {
 }
 
 #[test]
-fn frames_of_another_place_are_refused() {
+fn frames_of_another_transaction_are_refused() {
     let home = Home::with(COUNT);
-    let frames = frame_bytes(COUNT);
     let stranger = example::frames(journal_format::TxnId([7; 16]), &first_records(1));
-    for (last, what) in [(&stranger[0], "belongs to transaction"), (&frames[1], "has number 1, expected 5")] {
-        fs::write(home.log(), [frames.concat(), last.clone()].concat()).unwrap();
-        assert_refused(&home, what);
-    }
+    fs::write(home.log(), [frame_bytes(COUNT).concat(), stranger[0].clone()].concat()).unwrap();
+    assert_refused(&home, "belongs to transaction");
+}
+
+#[test]
+fn frames_out_of_place_are_put_right_from_the_store() {
+    let home = Home::with(COUNT);
+    let order = |numbers: &[usize]| {
+        numbers.iter().flat_map(|number| frame_bytes(COUNT).swap_remove(*number)).collect::<Vec<_>>()
+    };
+    let restored = |from: u64| [Repair::LogRestored { from, frames: COUNT as u64 - from }];
+    assert_repaired(&home, &order(&[0, 2, 1, 3, 4]), COUNT, &restored(1));
+    assert_repaired(&home, &order(&[1, 0, 2, 3, 4]), COUNT, &restored(0));
+    assert_repaired(&home, &order(&[0, 1, 1, 2, 3, 4]), COUNT, &restored(2));
+    assert_repaired(&home, &order(&[0, 1, 3, 4]), COUNT, &restored(2));
+    let twice = order(&[0, 1, 2, 3, 4, 4]);
+    let bytes = frame_bytes(COUNT)[4].len() as u64;
+    assert_repaired(&home, &twice, COUNT, &[Repair::TailCut { sequence: COUNT as u64, bytes }]);
+    // Each names the one before it, so the order is known without a second copy; a record that is gone is not.
+    fs::remove_dir_all(store_directory(&home)).unwrap();
+    let rebuilt = Repair::StoreRebuilt { why: "it is gone".into() };
+    assert_repaired(&home, &order(&[0, 2, 1, 3, 4]), COUNT, &[restored(1).to_vec(), vec![rebuilt]].concat());
+    fs::write(home.log(), order(&[0, 1, 3, 4])).unwrap();
+    fs::remove_dir_all(store_directory(&home)).unwrap();
+    assert_refused(
+        &home,
+        "record 2 is whole in no copy (events.log: has number 3, expected 2), and record 3 behind it is",
+    );
 }
 
 #[test]

@@ -87,17 +87,22 @@ fn in_a_child(name: &str, work: impl FnOnce()) {
 }
 
 /// A small filesystem in memory, for this thread alone.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     /// `None` where the test may not mount.
-    fn mount(bytes: u64) -> Option<Self> {
+    pub fn mount(bytes: u64) -> Option<Self> {
         own_mounts().then(|| {
             let directory = tempfile::tempdir().unwrap();
             let options = format!("size={bytes}");
             run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(directory.path()));
             Self(directory)
         })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 

@@ -1,9 +1,9 @@
-//! A power cut of the controller: what was acknowledged is there. A small ext4 is told to forget everything that was
-//! not synced (`EXT4_IOC_SHUTDOWN` without a flush of its log), and mounted again. Needs root; without it nothing is done.
+//! A disk that loses power, and a journal that is cut off right after each kind of write. A small ext4 is told to forget
+//! everything that was not synced (`EXT4_IOC_SHUTDOWN` without a flush of its log), and mounted again. Needs root.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use journal_format::{EventV1, RecordV1};
@@ -18,12 +18,14 @@ const NO_LOG_FLUSH: u32 = 2;
 
 nix::ioctl_read!(ext4_shutdown, b'X', 125, u32);
 
-struct Disk {
+/// A small disk with a file system of its own.
+pub struct Disk {
     temp: TempDir,
 }
 
 impl Disk {
-    fn make() -> Option<Self> {
+    /// `None` where the test may not mount.
+    pub fn make() -> Option<Self> {
         if !own_mounts() {
             return None;
         }
@@ -35,11 +37,11 @@ impl Disk {
         Some(disk)
     }
 
-    fn image(&self) -> std::path::PathBuf {
+    fn image(&self) -> PathBuf {
         self.temp.path().join("image")
     }
 
-    fn root(&self) -> std::path::PathBuf {
+    fn root(&self) -> PathBuf {
         self.temp.path().join("root")
     }
 
@@ -47,20 +49,36 @@ impl Disk {
         run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.root()));
     }
 
-    fn state(&self) -> StateDir {
+    /// A state directory on it.
+    pub fn state(&self) -> StateDir {
         StateDir::at(&self.root().join("a/b/state")).unwrap()
     }
 
-    /// The power fails, and comes back. Whoever wrote is dead: nothing of its memory reaches the disk.
-    fn lose_power(&self, journal: FileJournal) {
+    /// Removes everything, durably.
+    pub fn clear(&self) {
+        let _ = std::fs::remove_dir_all(self.root().join("a"));
+        nix::unistd::syncfs(File::open(self.root()).unwrap()).unwrap();
+    }
+
+    /// The power fails: from now on nothing reaches the disk.
+    pub fn fail(&self) {
         let mut flags = NO_LOG_FLUSH;
         let root = File::open(self.root()).unwrap();
         // SAFETY: the descriptor is open and the argument is the u32 that this request reads.
         unsafe { ext4_shutdown(root.as_raw_fd(), &raw mut flags) }.unwrap();
-        drop(journal);
-        drop(root);
+    }
+
+    /// The power comes back. Nobody has a file open there any more.
+    pub fn come_back(&self) {
         run(Command::new("umount").arg(self.root()));
         self.mount();
+    }
+
+    /// The power fails, and comes back. Whoever wrote is dead: nothing of its memory reaches the disk.
+    fn lose_power(&self, journal: FileJournal) {
+        self.fail();
+        drop(journal);
+        self.come_back();
     }
 }
 

@@ -8,6 +8,7 @@ mod client;
 mod copy;
 mod endings;
 mod hash;
+mod holes;
 mod locks;
 mod operations;
 mod refusals;

@@ -161,8 +161,8 @@ fn only_the_owner_locks_holder_relays_changes() {
     assert!(matches!(destination.client.next(change), Event::Message(Message::Opened)));
     let mut changed = listener.accept().unwrap().0;
     let gone = text(&destination.root.join(format!(".gone-{TXN}/owner")));
-    let lock = destination.client.call(Request::LockOwner { path: gone });
-    assert_eq!(lock, Ok(Reply::OwnerLock(OwnerLock::Missing)));
+    let taken = destination.client.call(Request::LockOwner { path: gone });
+    assert_eq!(taken, Ok(Reply::OwnerLock(OwnerLock::Missing)));
     assert_eq!(ended(&mut destination.client, change), Err(FailureKind::Cancelled));
     assert_eq!(changed.read(&mut [0; 1]).unwrap(), 0, "libvirt's end is closed");
     assert_eq!(destination.client.kind(CHANGE), Some(FailureKind::Fenced));

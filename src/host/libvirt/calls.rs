@@ -7,6 +7,7 @@ use virt::error::ErrorNumber;
 use virt::storage_pool::StoragePool;
 
 use super::{Libvirt, Refusal};
+use crate::domain::documents::{PoolDocument, name_and_uuid};
 use crate::world::{DomainBrief, DomainFacts, DomainState, Fault, FaultKind, NetworkFacts, PoolFacts};
 
 /// Prefix of our metadata element.
@@ -60,7 +61,7 @@ impl Libvirt {
     }
 
     pub(in crate::host) async fn define(&self, definition: &str) -> Result<(), Fault> {
-        let (name, uuid) = identity(definition);
+        let (name, uuid) = name_and_uuid(definition);
         let operation = format!("define domain {}", name.as_deref().unwrap_or("without a name"));
         let text = definition.to_owned();
         let result = self
@@ -266,31 +267,9 @@ fn set(
 }
 
 fn pool_facts(pool: &StoragePool) -> Result<PoolFacts, Refusal> {
-    let text = pool.xml_desc(0)?;
-    let unreadable = |error: roxmltree::Error| Refusal { code: None, message: format!("a pool's XML: {error}") };
-    let document = roxmltree::Document::parse(&text).map_err(unreadable)?;
-    let root = document.root_element();
-    let path = root
-        .children()
-        .find(|child| child.has_tag_name("target"))
-        .and_then(|target| target.children().find(|child| child.has_tag_name("path")))
-        .and_then(|path| path.text());
-    Ok(PoolFacts {
-        name: pool.name()?,
-        active: pool.is_active()?,
-        kind: root.attribute("type").unwrap_or_default().to_owned(),
-        path: path.map(str::to_owned),
-    })
-}
-
-/// Name and UUID of a definition, where they can be read.
-fn identity(definition: &str) -> (Option<String>, Option<DomainUuid>) {
-    let Ok(document) = roxmltree::Document::parse(definition) else { return (None, None) };
-    let text = |tag: &str| {
-        let mut children = document.root_element().children();
-        children.find(|child| child.has_tag_name(tag)).and_then(|child| child.text()).map(|text| text.trim().to_owned())
-    };
-    (text("name"), text("uuid").and_then(|uuid| uuid.parse().ok()))
+    let document = PoolDocument::parse(&pool.xml_desc(0)?)
+        .map_err(|error| Refusal { code: None, message: format!("a pool's XML: {error}") })?;
+    Ok(PoolFacts { name: pool.name()?, active: pool.is_active()?, kind: document.kind, path: document.path })
 }
 
 #[cfg(test)]

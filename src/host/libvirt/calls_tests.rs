@@ -55,11 +55,3 @@ fn title_and_metadata_are_set_and_removed() {
     set(&connect, uuid, element, None, name).unwrap();
     assert!(!definition().contains("half") && !definition().contains("kvm-clone"));
 }
-
-#[test]
-fn identity_is_read_or_not() {
-    let uuid = "11111111-2222-3333-4444-555555555555";
-    let (name, read) = identity(&format!("<domain><name> a </name><uuid>{uuid}</uuid></domain>"));
-    assert_eq!((name.as_deref(), read), (Some("a"), Some(uuid.parse().unwrap())));
-    assert_eq!(identity("<domain"), (None, None));
-}

@@ -1,0 +1,4 @@
+//! How quantities are written.
+
+#[path = "../../src/report/quantity.rs"]
+pub mod quantity;

@@ -1,0 +1,66 @@
+//! Single facts of libvirt's other documents, and of definitions whose rest does not matter. A host wrote them: they go
+//! through the same bounded parser as a definition that is cloned.
+
+use journal_format::DomainUuid;
+use roxmltree::Node;
+
+use super::DomainError;
+use super::xml::{self, child, content};
+
+/// What a storage pool's document says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolDocument {
+    /// Its type, such as `dir`; empty where none is given.
+    pub kind: String,
+    /// Its target directory, for those that have one.
+    pub path: Option<String>,
+}
+
+impl PoolDocument {
+    /// Reads `/pool/@type` and `/pool/target/path`.
+    pub fn parse(text: &str) -> Result<Self, DomainError> {
+        let document = xml::parse(text)?;
+        let root = document.root_element();
+        let path = child(root, "target").and_then(|target| child(target, "path")).map(content);
+        Ok(Self { kind: root.attribute("type").unwrap_or_default().to_owned(), path })
+    }
+}
+
+/// Name and UUID of a definition, where they can be read.
+pub fn name_and_uuid(definition: &str) -> (Option<String>, Option<DomainUuid>) {
+    let Ok(document) = xml::parse(definition) else { return (None, None) };
+    let text = |tag| child(document.root_element(), tag).map(trimmed);
+    (text("name"), text("uuid").and_then(|uuid| uuid.parse().ok()))
+}
+
+/// The emulator that domain capabilities name (`/domainCapabilities/path`), if it is an absolute path.
+pub fn emulator(capabilities: &str) -> Option<String> {
+    let document = xml::parse(capabilities).ok()?;
+    child(document.root_element(), "path").map(trimmed).filter(|path| path.starts_with('/'))
+}
+
+fn trimmed(node: Node<'_, '_>) -> String {
+    content(node).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_read_and_what_is_not_is_none() {
+        let pool = PoolDocument::parse("<pool type='dir'><target><path>/srv/a &amp; b</path></target></pool>");
+        assert_eq!(pool, Ok(PoolDocument { kind: "dir".into(), path: Some("/srv/a & b".into()) }));
+        assert_eq!(PoolDocument::parse("<pool/>"), Ok(PoolDocument { kind: String::new(), path: None }));
+        assert!(matches!(PoolDocument::parse("<pool"), Err(DomainError::NotXml { .. })));
+        let uuid = "0198c0de-1111-7000-8000-0000deadbeef";
+        let (name, read) = name_and_uuid(&format!("<domain><name> a </name><uuid>{uuid}</uuid></domain>"));
+        assert_eq!((name.as_deref(), read), (Some("a"), uuid.parse().ok()));
+        assert_eq!(name_and_uuid("<domain"), (None, None));
+        assert_eq!(
+            emulator("<domainCapabilities><path> /bin/q </path></domainCapabilities>").as_deref(),
+            Some("/bin/q")
+        );
+        assert_eq!(emulator("<domainCapabilities><path>q</path></domainCapabilities>"), None);
+    }
+}
