@@ -68,7 +68,7 @@ impl Ground {
     }
 
     /// All records up to `acknowledged`, and perhaps the one that did not fit.
-    fn assert_kept(&self, records: &[RecordV1], acknowledged: u64) {
+    fn assert_kept(records: &[RecordV1], acknowledged: u64) {
         let count = records.len() as u64;
         assert!(count == acknowledged || count == acknowledged + 1, "{count} records, {acknowledged} acknowledged");
         assert_eq!(records, (0..count).map(record).collect::<Vec<_>>());
@@ -76,21 +76,21 @@ impl Ground {
 
     /// From a full disk on: read, opened with the ballast's space, refused without, opened again and finished.
     fn goes_on(&self, acknowledged: u64) {
-        self.assert_kept(&journal::read(&self.state, example::txn()).unwrap().records, acknowledged);
+        Self::assert_kept(&journal::read(&self.state, example::txn()).unwrap().records, acknowledged);
         let (journal, repairs) = self.open().unwrap();
         assert!(repairs.contains(&Repair::BallastFreed), "{repairs:?}");
-        self.assert_kept(journal.records(), acknowledged);
+        Self::assert_kept(journal.records(), acknowledged);
         drop(journal);
 
         self.fill(0);
         let before = super::content(&self.state.txn_path(example::txn()));
         assert_suspends(&self.open().unwrap_err());
         assert!(super::content(&self.state.txn_path(example::txn())) == before, "a refused opening changed something");
-        self.assert_kept(&journal::read(&self.state, example::txn()).unwrap().records, acknowledged);
+        Self::assert_kept(&journal::read(&self.state, example::txn()).unwrap().records, acknowledged);
 
         self.make_room();
         let (mut journal, _) = self.open().unwrap();
-        self.assert_kept(journal.records(), acknowledged);
+        Self::assert_kept(journal.records(), acknowledged);
         for number in journal.records().len() as u64..=COUNT {
             journal.append(number, record(number)).unwrap();
         }
