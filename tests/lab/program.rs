@@ -14,7 +14,7 @@ use super::{Host, Lab, output_of, wait_until};
 /// A run of kvm-clone that takes longer than this is a failure of the test.
 pub const RUN_BOUND: Duration = Duration::from_secs(300);
 
-/// Where the programs of a controller make their sockets, in its directory.
+/// Where the programs of a controller make their sockets and say how far they are, in its directory.
 const RUNTIME_DIR: &str = "run";
 
 /// One installation of kvm-clone: a state directory on this machine.
@@ -38,10 +38,14 @@ impl Controller {
         self.directory.join("state")
     }
 
-    /// What its programs left where they make their sockets: nothing, killed or not.
+    /// Directories of sockets that its programs left: none, killed or not.
     pub fn left_behind(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.directory.join(RUNTIME_DIR)).expect("read the runtime directory");
-        entries.map(|entry| entry.expect("read the runtime directory").path()).collect()
+        let paths = entries.map(|entry| entry.expect("read the runtime directory").path());
+        // The directory without the dot holds live progress, which stays.
+        let of_sockets =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"kvm-clone."));
+        paths.filter(of_sockets).collect()
     }
 
     /// With one more variable in the program's environment.
