@@ -2,7 +2,7 @@
 
 use journal_format::{CleanUpStepV1, OutcomeV1};
 
-use super::{CleanUpStep, Context, Probe};
+use super::{CleanUpStep, Context, Probe, must_be_in_place};
 use crate::failure::Failure;
 
 pub(super) struct RefreshPool {
@@ -21,6 +21,10 @@ impl CleanUpStep for RefreshPool {
 
     fn apply(&self, context: &mut Context) -> Result<(), Failure> {
         let (host, name) = (&context.destination, self.name(context));
+        // Where its filesystem is not mounted a pool would learn that everything in it is gone.
+        for directory in &context.plan.directories {
+            must_be_in_place(host.as_ref(), directory)?;
+        }
         // A pool that is gone or stopped learns of the files when it is started.
         if host.pools()?.iter().any(|pool| pool.name == name && pool.active) {
             host.refresh_pool(name)?;

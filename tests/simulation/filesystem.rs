@@ -86,6 +86,11 @@ pub fn no_entry<T>(path: &str) -> Result<T, Refusal> {
     refuse(FaultKind::NotFound, format!("{path}: no such file or directory"))
 }
 
+/// No path begins like this.
+fn unmounted(path: &str) -> String {
+    format!("unmounted:{path}")
+}
+
 /// Directory and last name of an absolute path.
 pub fn split(path: &str) -> (&str, &str) {
     let at = path.rfind('/').expect("a path is absolute");
@@ -130,6 +135,26 @@ impl Filesystem {
     pub fn refuse_links(&mut self, path: &str) {
         let mount = self.mount_of(path);
         self.mounts[mount].linkless = true;
+    }
+
+    /// Takes a mount away; its mount point is an empty directory of what is below.
+    pub fn unmount(&mut self, path: &str) {
+        let mount = self.mount_of(path);
+        assert_eq!(self.mounts[mount].path, path, "something is mounted there");
+        self.mounts[mount].path = unmounted(path);
+        let parents: Vec<_> = path.match_indices('/').skip(1).map(|(at, _)| &path[..at]).chain([path]).collect();
+        for directory in parents {
+            if self.node_at(directory).is_none() {
+                self.make_dir(directory, 0o711).expect("an empty mount point");
+            }
+        }
+    }
+
+    /// Mounts again what was taken away.
+    pub fn mount(&mut self, path: &str) {
+        self.remove_dir(path).expect("an empty mount point");
+        let mount = self.mounts.iter_mut().find(|mount| mount.path == unmounted(path));
+        path.clone_into(&mut mount.expect("it was mounted before").path);
     }
 
     pub fn set_full(&mut self, full: bool) {

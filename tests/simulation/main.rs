@@ -42,6 +42,7 @@ mod rivals;
 mod scene;
 mod seed;
 mod strangers;
+mod unmounted;
 mod world;
 
 use journal_format::AttemptPurpose;

@@ -1,0 +1,58 @@
+//! A filesystem of the destination that is not mounted: what is on it is not gone, and nothing is made in its place.
+
+use journal_format::AttemptPurpose;
+use kvm_clone::engine::Ending;
+use kvm_clone::world::Side;
+
+use crate::faults::{Effect, Fault, FaultPlan};
+use crate::history::{History, Life};
+use crate::scene::{IMAGES, Shape};
+
+const SEED: u64 = 5;
+/// Every so many operations of a clean clone are tried.
+const STRIDE: usize = 3;
+
+fn a_life_without_it(operation: u64, purpose: AttemptPurpose) {
+    let shape = Shape { disks: 1, two_directories: false, ..Shape::plain() };
+    let mut history = History::new(shape, SEED);
+    history.live(AttemptPurpose::Run, FaultPlan::at(operation, Fault::Crash, Effect::First));
+    // The oracle does not see what is on it either.
+    let watch = history.scene.world.with(|core| {
+        core.machine_mut(Side::Destination).files.unmount(IMAGES);
+        core.watch.take()
+    });
+    let (life, _) = history.live(purpose, FaultPlan::none());
+    let made = history.scene.world.with(|core| {
+        let files = &mut core.machine_mut(Side::Destination).files;
+        let made = files.list(IMAGES).unwrap().unwrap_or_default();
+        files.mount(IMAGES);
+        core.watch = watch;
+        core.look();
+        made
+    });
+    assert!(made.is_empty(), "operation {operation}, {purpose:?}: {made:?} in the place of what is not mounted");
+    assert!(
+        matches!(
+            &life,
+            Life::Ended(
+                Ending::Suspended(_) | Ending::Refused(_) | Ending::RolledBack { .. } | Ending::Committed { .. }
+            )
+        ),
+        "operation {operation}, {purpose:?}: {life:?}"
+    );
+    let ending = history.settle(purpose);
+    let back = purpose == AttemptPurpose::Rollback && !matches!(ending, Some(Ending::Committed { .. }));
+    if let Err(broken) = history.verdict(ending.as_ref(), back) {
+        panic!("{}", history.report(&broken, &format!("operation {operation}, {purpose:?}")));
+    }
+}
+
+#[test]
+fn what_is_not_mounted_is_not_gone() {
+    let mut history = History::new(Shape { disks: 1, two_directories: false, ..Shape::plain() }, SEED);
+    let (_, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
+    for operation in (0..world.operations()).step_by(STRIDE) {
+        a_life_without_it(operation, AttemptPurpose::Resume);
+        a_life_without_it(operation, AttemptPurpose::Rollback);
+    }
+}
