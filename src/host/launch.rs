@@ -85,7 +85,7 @@ pub(super) fn start_here(agent: &Path, privilege: Privilege) -> Result<Transport
     let _ = fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(size));
     let last_words = LastWords::default();
     let words = last_words.clone();
-    tokio::spawn(async move {
+    let listening = tokio::spawn(async move {
         let mut buffer = [0; 1024];
         while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
             words.hear(&buffer[..count]);
@@ -95,7 +95,7 @@ pub(super) fn start_here(agent: &Path, privilege: Privilege) -> Result<Transport
         outgoing: Outgoing::Pipe(stdin),
         incoming: Incoming::Pipe(stdout),
         last_words,
-        lifeline: Lifeline::Child(Box::new(child)),
+        lifeline: Lifeline::Child(Box::new(child), listening),
     })
 }
 

@@ -12,6 +12,7 @@ use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::task::JoinHandle;
 
 use super::ssh::SshLink;
 
@@ -23,6 +24,8 @@ pub(super) const PIPE_BYTES: usize = 1 << 20;
 const ROOM_BYTES_MIN: usize = 64 << 10;
 /// Bytes given to ssh at once. Larger pieces have met bugs around rekeying.
 const SSH_PIECE_BYTES_MAX: usize = 32 << 10;
+/// How long a child that said no hello may take to end and be heard out.
+const LAST_WORDS_SECONDS_MAX: u64 = 2;
 /// How long an agent may take to end once its stdin is closed.
 const END_SECONDS_MAX: u64 = 5;
 
@@ -46,8 +49,8 @@ pub(super) enum Incoming {
 pub(super) enum Lifeline {
     /// The ssh connection.
     Ssh(Box<SshLink>),
-    /// The child process.
-    Child(Box<Child>),
+    /// The child process, and the task that hears its stderr to the end.
+    Child(Box<Child>, JoinHandle<()>),
 }
 
 /// Both pipes and what belongs to them.
@@ -130,7 +133,7 @@ impl Lifeline {
     pub(super) async fn end(self) {
         match self {
             Self::Ssh(link) => link.close().await,
-            Self::Child(mut child) => {
+            Self::Child(mut child, _) => {
                 if tokio::time::timeout(Duration::from_secs(END_SECONDS_MAX), child.wait()).await.is_err() {
                     // It may be root's: then its closed stdin has to do.
                     drop(child.kill().await);
@@ -139,12 +142,18 @@ impl Lifeline {
         }
     }
 
-    /// How the child ended, if it has.
+    /// How the child ended, if it has; its last words are heard then.
     pub(super) async fn child_status(&mut self) -> Option<ExitStatus> {
         match self {
             Self::Ssh(_) => None,
-            Self::Child(child) => {
-                tokio::time::timeout(Duration::from_secs(1), child.wait()).await.ok().and_then(Result::ok)
+            Self::Child(child, listening) => {
+                let ended = async {
+                    let status = child.wait().await;
+                    // It has nothing to fail with but a panic.
+                    drop(listening.await);
+                    status
+                };
+                tokio::time::timeout(Duration::from_secs(LAST_WORDS_SECONDS_MAX), ended).await.ok()?.ok()
             }
         }
     }

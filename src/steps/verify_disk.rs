@@ -36,10 +36,13 @@ impl Step for VerifyDisk {
         let step = context.place_of(this)?;
         let geometry = context.geometry(self.disk)?;
         let mut ledger = context.recorder.chunks(self.disk)?;
-        let root = manifest::root(geometry, &ledger);
         let earlier = StepV1::TransferDisk { disk: self.disk };
-        // A crash after a difference was taken out of the ledger, and before it was told: it cannot judge what is read.
-        if transferred_root(context, self.disk) != Some(root) {
+        let root = transferred_root(context, self.disk).ok_or_else(|| {
+            Failure::stop(None, "a transfer that ended with a root", "no record of it: the journal is not consistent")
+        })?;
+        // An earlier attempt may have died after it took a difference out of the ledger and before it told: then the ledger
+        // cannot judge what is read.
+        if context.recorder.history().attempts > 1 && manifest::root(geometry, &ledger) != root {
             let why = format!("{}: the ledger is not what was transferred", context.disk(self.disk)?.target);
             return Ok(Applied::Reopen { earlier, cause: ReopenCauseV1::EffectGone, why });
         }
