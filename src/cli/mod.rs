@@ -9,6 +9,7 @@ mod exit;
 mod journal;
 mod list;
 mod recover;
+mod recover_from;
 mod resume;
 mod rollback;
 mod run;

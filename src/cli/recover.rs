@@ -1,6 +1,7 @@
 //! `recover`: what is unfinished here and what to do about it; or does it, for all of them.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use clap::Args;
 use journal_format::{AttemptPurpose, TxnId};
@@ -9,12 +10,14 @@ use serde_json::{Value, json};
 use super::attempt::reopen;
 use super::error::CliError;
 use super::exit::ExitStatus;
+use super::recover_from::{FromHost, recover_from};
 use super::session::Session;
 use crate::report::list::ListEntry;
 use crate::report::show::{choices, objects, typed};
 use crate::report::status::Status;
 use crate::report::transaction::TransactionLog;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 /// What to do with all unfinished transactions; nothing asked for: only show them.
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
@@ -24,6 +27,21 @@ pub struct RecoverArgs {
     /// Roll every interrupted transaction back; finish those that are rolling back or cleaning up
     #[arg(long)]
     rollback_all: bool,
+    /// Act for controllers that are gone: roll back what this destination holds records of and nobody knows any more
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["resume_all", "rollback_all"])]
+    from: Option<String>,
+    /// With --from: of committed clones remove the record too, though their controller has not seen its mark
+    #[arg(long, requires = "from")]
+    forget: bool,
+    /// With --from: also transactions of controllers on other machines, which are gone for ever
+    #[arg(long, requires = "from")]
+    machine_gone: bool,
+    /// With --from: only look
+    #[arg(long, requires = "from")]
+    dry_run: bool,
+    /// With --from: private key file for that host
+    #[arg(long, value_name = "FILE", requires = "from")]
+    ssh_key: Option<PathBuf>,
 }
 
 impl RecoverArgs {
@@ -43,6 +61,16 @@ impl RecoverArgs {
 /// Shows, or brings to an end, every unfinished transaction; the worst ending counts. One failure keeps none of the
 /// others from being looked at.
 pub fn recover(args: &RecoverArgs, session: &Session) -> Result<ExitStatus, CliError> {
+    if let Some(host) = &args.from {
+        let wanted = FromHost {
+            host,
+            key_file: args.ssh_key.clone(),
+            forget: args.forget,
+            machine_gone: args.machine_gone,
+            dry_run: args.dry_run,
+        };
+        return recover_from(&wanted, session);
+    }
     let mut worst = ExitStatus::Done;
     let mut values = Vec::new();
     let mut text = String::new();

@@ -67,6 +67,7 @@ pub fn abandon(
         world,
         plan,
         controller: giving_up.controller.clone(),
+        keeps_record: false,
         recorder,
         destination,
         source: None,
@@ -89,7 +90,8 @@ fn ended(outcome: Result<Ending, Failure>) -> Ending {
 fn give_up(context: &mut Context, reason: &str) -> Result<Ending, Failure> {
     attempt::check_machine(context.destination.as_ref(), &context.plan.request.destination.machine_id)?;
     let destination = context.destination.as_ref();
-    let standing = attempt::lock(context.world, destination, &context.plan, &context.record, &context.controller)?;
+    destination.allow(&attempt::allowed(&context.plan))?;
+    let standing = attempt::lock(context.world, destination, &context.record, &context.controller)?;
     if standing.marked {
         return Ok(already_committed());
     }

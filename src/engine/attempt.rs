@@ -21,7 +21,7 @@ use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX};
 use crate::world::{DomainState, FaultKind, Host, OwnerLock, ProcessId, Side, World};
 
 /// A silent agent ends by itself after 30 s.
-const SILENT_AGENT_WAIT: Duration = Duration::from_secs(35);
+pub(super) const SILENT_AGENT_WAIT: Duration = Duration::from_secs(35);
 /// How often a lock that is held by somebody else is tried meanwhile.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A name may move under us while another agent ends; more often than this it is not by chance.
@@ -47,7 +47,8 @@ pub(super) fn take_over(
     controller: &ControllerId,
 ) -> Result<(Rc<dyn Host>, Standing), Failure> {
     let destination = connect(world, Side::Destination, &plan.request.destination.machine_id)?;
-    let standing = lock(world, destination.as_ref(), plan, record, controller)?;
+    destination.allow(&allowed(plan))?;
+    let standing = lock(world, destination.as_ref(), record, controller)?;
     Ok((destination, standing))
 }
 
@@ -135,7 +136,7 @@ pub(super) fn check_machine(host: &dyn Host, machine_id: &str) -> Result<(), Fai
 }
 
 /// Everything that a step of this plan may change on the destination, besides the host record and the claims.
-fn allowed(plan: &PlanV1) -> Vec<String> {
+pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
     let mut paths = vec![crate::steps::torn_definition(&plan.request.new_name)];
     for directory in &plan.directories {
         paths.push(format!("{}/.kvm-clone", directory.path));
@@ -150,11 +151,9 @@ fn allowed(plan: &PlanV1) -> Vec<String> {
 pub(super) fn lock(
     world: &dyn World,
     host: &dyn Host,
-    plan: &PlanV1,
     record: &HostRecord,
     controller: &ControllerId,
 ) -> Result<Standing, Failure> {
-    host.allow(&allowed(plan))?;
     let unfinished = [format!("{}/owner", record.new), format!("{}/owner", record.gone)];
     for _ in 0..LOCK_ROUNDS_MAX {
         let mut moved = false;
@@ -203,6 +202,7 @@ fn hold(world: &dyn World, host: &dyn Host, path: &str, controller: &ControllerI
         settled => return Ok(settled),
     }
     let holder = read_owner_at(host, path).ok().flatten();
+    // Only an agent of this controller may be killed: a stranger's may be alive and well.
     if let Some(owner) = holder.as_ref().filter(|owner| owner.controller == *controller) {
         host.kill_agent(ProcessId { pid: owner.agent_pid, started: owner.agent_started })?;
         match host.lock_owner(path)? {
@@ -219,6 +219,8 @@ fn hold(world: &dyn World, host: &dyn Host, path: &str, controller: &ControllerI
             settled => return Ok(settled),
         }
     }
+    // Who holds it may have signed only after it took the lock.
+    let holder = read_owner_at(host, path).ok().flatten().or(holder);
     let who = holder.map_or_else(
         || "an agent that did not sign".to_owned(),
         |owner| {

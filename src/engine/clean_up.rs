@@ -21,7 +21,7 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
         }
         let outcome = match planned {
             CleanUpStepV1::ReleaseClaim if !context.is_cleaned_up(CleanUpStepV1::FinishDomain) => continue,
-            CleanUpStepV1::RemoveRecord if !left.is_empty() => continue,
+            CleanUpStepV1::RemoveRecord if !left.is_empty() || context.keeps_record => continue,
             CleanUpStepV1::RemoveRecord => {
                 before_the_record_goes(context, record).and_then(|()| advance(context, index, *planned))
             }

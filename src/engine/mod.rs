@@ -2,7 +2,7 @@
 //!
 //! One call of `drive` is one attempt: it opens, goes forward to the commit and through clean-up, or back to the world
 //! as it was, or suspends, or stops. Whatever happened before, the journal and the probes say where to go on. `abandon`
-//! gives a transaction up instead.
+//! gives a transaction up instead; `drive_from_record` acts for a controller that is gone.
 
 mod abandon;
 mod attempt;
@@ -10,6 +10,7 @@ mod back;
 mod clean_up;
 mod finding;
 mod forward;
+mod from_record;
 pub mod table;
 
 use journal_format::{
@@ -18,6 +19,7 @@ use journal_format::{
 };
 
 pub use self::abandon::{GivingUp, abandon};
+pub use self::from_record::{Recovery, clear_scaffold, drive_from_record};
 
 use crate::failure::{Failure, journal_failure};
 use crate::history::Last;
@@ -88,6 +90,7 @@ pub fn drive(
                 world,
                 plan,
                 controller: settings.controller.clone(),
+                keeps_record: false,
                 recorder,
                 destination,
                 source: None,

@@ -26,6 +26,8 @@ pub struct Context<'a> {
     pub source: Option<Rc<dyn Host>>,
     /// Where the host record is.
     pub record: HostRecord,
+    /// Clean-up leaves the host record with its mark: the controller whose journal knows nothing of the commit must see it.
+    pub keeps_record: bool,
     /// Image bytes per second at most.
     pub bandwidth_limit_bytes_per_second: Option<u64>,
 }

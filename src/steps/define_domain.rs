@@ -1,7 +1,8 @@
 //! The clone's definition, marked unfinished: after every disk is verified and published.
 
-use journal_format::{FailureClassV1, OutcomeV1, StepV1};
+use journal_format::{FailureClassV1, Inode, OutcomeV1, StepV1};
 
+use super::publish_disk::PublishDisk;
 use super::{Applied, Context, Probe, Step};
 use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
@@ -40,6 +41,12 @@ impl Step for DefineDomain {
         }
         if domain.brief.name != *name {
             return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
+        }
+        // Started and shut off again: the guest's writes are somebody's, and the definition is what they are reached by.
+        for disk in (0u32..).take(context.plan.disks.len()) {
+            if let used @ Probe::InUse(_) = (PublishDisk { disk }).probe(context)? {
+                return Ok(used);
+            }
         }
         let last = context.history_of(StepV1::DefineDomain).map_or(Last::None, |step| step.last);
         Ok(match lost(context, &domain, last) {
@@ -170,6 +177,31 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         state,
         disks,
     })
+}
+
+/// What the mark of a clone that is there says of its disks' transfers: the inverse of `mark`. Empty without a clone of ours.
+pub fn transfers_of_mark(context: &Context) -> Result<Vec<(StepV1, OutcomeV1)>, Failure> {
+    let domain = context.destination.domain(context.plan.clone_uuid)?.filter(|domain| is_ours(context, domain));
+    let Some(mark) = domain.and_then(|domain| CloneMark::read(&domain.definition).ok().flatten()) else {
+        return Ok(Vec::new());
+    };
+    let mut transfers = Vec::new();
+    for (index, disk) in (0u32..).zip(&context.plan.disks) {
+        let Some(marked) = mark.disks.iter().find(|marked| marked.target == disk.target) else { continue };
+        let staged = context.destination.stat(&disk.staging_path)?;
+        let outcome = OutcomeV1::Transferred {
+            // Without its staged name nobody asks for it: it tells whether that one is still the same file.
+            inode: staged.map_or(Inode(0), |staged| staged.inode),
+            root: marked.source.root,
+            source_size: marked.source.image.size,
+            source_mtime_ns: marked.source.image.mtime_ns,
+            mtime_ns: marked.clone.mtime_ns,
+            missing_bytes: 0,
+            sent_bytes: 0,
+        };
+        transfers.push((StepV1::TransferDisk { disk: index }, outcome));
+    }
+    Ok(transfers)
 }
 
 fn definition(context: &Context) -> Result<String, Failure> {

@@ -4,6 +4,7 @@
 mod accounts;
 mod destination;
 mod neighbours;
+pub mod records;
 #[cfg(test)]
 pub(crate) mod sample;
 mod source;

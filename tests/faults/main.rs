@@ -1,11 +1,14 @@
-//! What goes wrong around a clone between two real hosts: agents, sshd, links and libvirtd that die, a controller that is
-//! stopped and overtaken, people who start the source or the clone too early. And what it may cost: bytes sent again,
+//! What goes wrong around a clone between two real hosts: agents, sshd, links and libvirtd that die, controllers that want
+//! the same or are gone, people who start the source or the clone too early. And what it may cost: bytes sent again,
 //! time, memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod fencing;
 #[path = "../lab/mod.rs"]
 mod lab;
+#[cfg(feature = "crash-points")]
+mod recovery;
 
 use std::time::{Duration, Instant};
 
@@ -121,28 +124,6 @@ fn a_killed_libvirtd_does_not_disturb_the_transfer() {
     assert_eq!(shown["disks"][0]["ledger_bytes"], 48 * MIB, "the transfer went on to its end: {shown}");
     lab.b().start(Service::Libvirtd);
     resume(&controller, &lab, &vm);
-}
-
-#[test]
-fn a_controller_that_was_overtaken_changes_nothing_any_more() {
-    let lab = Lab::up();
-    let vm = vm(96 * MIB);
-    lab.a().define(&vm);
-    let controller = lab.controller();
-    let running = start(&lab, &controller);
-    running.signal(Signal::SIGSTOP);
-    let other = lab.controller();
-    let (from, to) = (controller.state_dir(), other.state_dir());
-    assert!(std::process::Command::new("cp").arg("-a").args([&from, &to]).status().unwrap().success());
-    let txn = other.only_txn();
-    other.run(["resume", &txn]).expect(0);
-    assert_cloned(&lab, &vm);
-    let after = lab.outside();
-    running.signal(Signal::SIGCONT);
-    running.wait_for(LOSS_BOUND).expect(3);
-    let (a, b) = lab.outside();
-    after.0.assert_same(&a, "the overtaken controller went on");
-    after.1.assert_same(&b, "the overtaken controller went on");
 }
 
 fn refused(host: &Host, vm: &str) {

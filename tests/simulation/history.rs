@@ -5,10 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use journal_format::{AttemptPurpose, ControllerId, Epoch, EventV1, RecordV1, TxnId};
-use kvm_clone::engine::{self, Ending, GivingUp, Settings};
+use kvm_clone::engine::{self, Ending, GivingUp, Recovery, Settings};
 use kvm_clone::journal::JournalError;
 use kvm_clone::observer::{Observer, Progress};
-use kvm_clone::world::Side;
+use kvm_clone::survey::records::{RecordState, host_records};
+use kvm_clone::world::{Side, World};
 
 use crate::durability::Survival;
 use crate::faults::FaultPlan;
@@ -78,6 +79,26 @@ impl History {
     pub fn abandon(&mut self, faults: FaultPlan) -> (Life, SimWorld) {
         let (txn, durable, oracle) = (self.scene.plan.txn, Rc::clone(&self.durable), Rc::clone(&self.oracle));
         self.lead("abandon", faults, |world| abandon(world, txn, &durable, &oracle))
+    }
+
+    /// One life of another controller, which knows the transaction by what its destination says. `None`: by nothing.
+    pub fn recover_from(&mut self, forget: bool, faults: FaultPlan) -> Option<(Life, SimWorld)> {
+        let plan = self.scene.plan.clone();
+        let recovery = Recovery {
+            controller: ControllerId { machine_id: "e".repeat(32), state_dir: "/elsewhere".to_owned() },
+            controller_pid: 2,
+            forget,
+        };
+        let looking = self.scene.world.another_life(FaultPlan::none());
+        let host = looking.connect(Side::Destination).expect("nothing goes wrong while looking");
+        let found = host_records(host.as_ref()).expect("nothing goes wrong while looking");
+        looking.end();
+        let found = found.into_iter().find(|record| record.txn == plan.txn)?;
+        Some(self.lead("recover --from", faults, |world| match (found.state, found.plan) {
+            (RecordState::Scaffold, _) => life(|| Ok(engine::clear_scaffold(world, plan.txn, &recovery.controller))),
+            (_, Ok(planned)) => life(|| engine::drive_from_record(world, &planned, &mut Silent, &recovery)),
+            (state, Err(why)) => panic!("a record {state:?} whose plan cannot be read: {why}"),
+        }))
     }
 
     /// Undisturbed lives until it is given up, or that is refused. `None`: neither.

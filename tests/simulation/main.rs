@@ -27,6 +27,7 @@ mod definition;
 mod durability;
 mod faults;
 mod filesystem;
+mod gone;
 mod ground;
 mod histories;
 mod history;
