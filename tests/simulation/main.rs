@@ -31,6 +31,7 @@ mod ground;
 mod histories;
 mod history;
 mod host;
+mod kept;
 mod libvirt;
 mod machine;
 mod mishaps;
@@ -42,6 +43,7 @@ mod rivals;
 mod scene;
 mod seed;
 mod strangers;
+mod tally;
 mod unmounted;
 mod world;
 

@@ -11,6 +11,7 @@ use kvm_clone::world::{FaultKind, Side};
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
+use crate::oracle::Cause;
 use crate::scene::Shape;
 use crate::world::SimWorld;
 
@@ -33,7 +34,9 @@ fn everywhere(fault: &Fault, effects: &[Effect], refused: bool) {
     for operation in 0..operations_of_a_clean_clone() {
         for effect in effects {
             let mut history = History::new(shape(), SEED);
-            *history.disturbed.borrow_mut() = refused;
+            if refused {
+                history.oracle.borrow_mut().causes.insert(Cause::Refused);
+            }
             let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault.clone(), *effect));
             assert!(world.is_spent(), "operation {operation} was never reached");
             let settled = match life {
@@ -58,6 +61,15 @@ const LOST: [Effect; 3] = [Effect::Never, Effect::First, Effect::Late(3000)];
 #[test]
 fn an_agent_may_die_anywhere() {
     everywhere(&Fault::AgentDies, &LOST, false);
+}
+
+/// An agent, or libvirtd, that dies in the middle of what it was asked for.
+#[test]
+fn anything_may_be_done_in_part() {
+    let parts = [Effect::Part(0), Effect::Part(1), Effect::Part(2), Effect::Part(3)];
+    everywhere(&Fault::BrokenOff, &parts, false);
+    everywhere(&Fault::PowerCut(Side::Destination, Survival::Everything), &parts, false);
+    everywhere(&Fault::Fails(FaultKind::Io), &parts[..2], false);
 }
 
 #[test]
