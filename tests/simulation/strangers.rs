@@ -210,10 +210,14 @@ impl Strangers {
             return;
         }
         if let Some(stat) = files.stat(path) {
+            // Its staging name is what proves that a published image is ours: without it, it is nobody's and stays.
+            let orphaned = path == &disk.staging_path && files.find(&disk.final_path) == files.find(path);
             files.unlink(path, stat.inode).unwrap();
             files.sync(split(path).0).unwrap();
             self.oracle.borrow_mut().removed = true;
-            self.accept(core, Side::Destination, Cause::ImageRemoved, vec![path.clone()], vec![]);
+            let orphan = orphaned.then(|| disk.final_path.clone());
+            let paths = [path.clone()].into_iter().chain(orphan).collect();
+            self.accept(core, Side::Destination, Cause::ImageRemoved, paths, vec![]);
         }
     }
 
@@ -261,6 +265,8 @@ impl Strangers {
 
     fn start_source(&self, core: &mut Core) {
         if core.machine_mut(Side::Source).start(self.plan.request.vm_uuid).is_ok() {
+            let files = &mut core.machine_mut(Side::Source).files;
+            self.plan.disks.iter().for_each(|disk| files.sync(&disk.source_path).unwrap());
             let paths = self.plan.disks.iter().map(|disk| disk.source_path.clone()).collect();
             let domains = vec![self.plan.request.vm_name.clone()];
             self.accept(core, Side::Source, Cause::SourceChanged, paths, domains);
