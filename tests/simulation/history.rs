@@ -25,7 +25,7 @@ const PAUSE_MILLIS: u64 = 40_000;
 /// Within that a libvirt call that was accepted lands.
 pub const LANDING_MILLIS_MAX: u64 = 4000;
 
-struct Silent;
+pub struct Silent;
 
 impl Observer for Silent {
     fn appended(&mut self, _: u64, _: &RecordV1) {}

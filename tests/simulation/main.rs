@@ -32,6 +32,7 @@ mod histories;
 mod history;
 mod host;
 mod kept;
+mod kinds;
 mod libvirt;
 mod machine;
 mod mishaps;
@@ -44,6 +45,7 @@ mod scene;
 mod seed;
 mod strangers;
 mod tally;
+mod twice;
 mod unmounted;
 mod world;
 
