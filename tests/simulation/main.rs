@@ -35,6 +35,7 @@ mod kept;
 mod kinds;
 mod libvirt;
 mod machine;
+mod matrix;
 mod mishaps;
 mod notebook;
 mod oracle;
