@@ -3,6 +3,7 @@
 use journal_format::{CleanUpStepV1, EndV1, EventV1, FailureV1, OutcomeV1, StepRef};
 
 use super::Ending;
+use super::forward::LateLanding;
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::{self, CleanUpStep, Context, LIBVIRT_DEFINITIONS, Probe};
@@ -14,6 +15,7 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
     context.world.disconnect(Side::Source);
     let plan = context.plan.clone();
     let mut left: Vec<FailureV1> = Vec::new();
+    let mut late = LateLanding::default();
     for (index, planned) in (0u32..).zip(&plan.clean_up) {
         // Without the record everything before its removal had ended; people may have changed the clone since.
         if !record && *planned != CleanUpStepV1::RemoveRecord {
@@ -22,10 +24,9 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
         let outcome = match planned {
             CleanUpStepV1::ReleaseClaim if !context.is_cleaned_up(CleanUpStepV1::FinishDomain) => continue,
             CleanUpStepV1::RemoveRecord if !left.is_empty() || context.keeps_record => continue,
-            CleanUpStepV1::RemoveRecord => {
-                before_the_record_goes(context, record).and_then(|()| advance(context, index, *planned))
-            }
-            _ => advance(context, index, *planned),
+            CleanUpStepV1::RemoveRecord => before_the_record_goes(context, record, &mut late)
+                .and_then(|()| advance(context, index, *planned, &mut late)),
+            _ => advance(context, index, *planned, &mut late),
         };
         match outcome {
             Ok(()) => {}
@@ -49,11 +50,11 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
     }
 }
 
-fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1) -> Result<(), Failure> {
+fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1, late: &mut LateLanding) -> Result<(), Failure> {
     let step = steps::clean_up_step(planned);
     let place = StepRef::CleanUp(index);
     let last = context.recorder.history().step(place).map_or(Last::None, |step| step.last);
-    match step.probe(context)? {
+    match late.look_twice(context, step.lands_late(), last, &|| step.probe(context))? {
         Probe::Ours(_) if last == Last::Done => return Ok(()),
         Probe::Ours(_) => {}
         Probe::Absent | Probe::Partial | Probe::InUse(_) => {
@@ -69,7 +70,7 @@ fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1) -> Result<
 }
 
 /// Everything durable, and one more probe of everything: after this the destination forgets the transaction.
-fn before_the_record_goes(context: &mut Context, record: bool) -> Result<(), Failure> {
+fn before_the_record_goes(context: &mut Context, record: bool, late: &mut LateLanding) -> Result<(), Failure> {
     if !record {
         return Ok(());
     }
@@ -81,7 +82,7 @@ fn before_the_record_goes(context: &mut Context, record: bool) -> Result<(), Fai
     }
     let plan = context.plan.clone();
     for (index, planned) in (0u32..).zip(&plan.clean_up).filter(|(_, step)| **step != CleanUpStepV1::RemoveRecord) {
-        advance(context, index, *planned)?;
+        advance(context, index, *planned, late)?;
     }
     Ok(())
 }

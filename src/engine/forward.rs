@@ -194,11 +194,22 @@ pub(super) struct LateLanding {
 impl LateLanding {
     /// Probes; believes `Absent` of a call that may land late only when a second look through a fresh relay agrees.
     pub(super) fn probe(&mut self, context: &Context, step: &dyn Step, last: Last) -> Result<Probe, Failure> {
-        let first = step.probe(context)?;
-        let may_land = step.lands_late()
+        self.look_twice(context, step.lands_late(), last, &|| step.probe(context))
+    }
+
+    /// The same of any look at what a call of libvirt makes.
+    pub(super) fn look_twice(
+        &mut self,
+        context: &Context,
+        lands_late: bool,
+        last: Last,
+        probe: &dyn Fn() -> Result<Probe, Failure>,
+    ) -> Result<Probe, Failure> {
+        let first = probe()?;
+        let may_land = lands_late
             && context.recorder.history().attempts > 1
             && matches!(last, Last::Started | Last::Reopened | Last::Failed);
-        if !may_land || first != Probe::Absent {
+        if !may_land || !matches!(first, Probe::Absent | Probe::Partial) {
             return Ok(first);
         }
         if !self.waited {
@@ -207,6 +218,6 @@ impl LateLanding {
             queue_behind(context)?;
             self.waited = true;
         }
-        step.probe(context)
+        probe()
     }
 }

@@ -29,7 +29,10 @@ impl Step for ClaimName {
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
         match context.destination.link(&context.record.owner(), &context.record.claim) {
             Ok(()) => Ok(Applied::Done(OutcomeV1::Nothing)),
-            Err(fault) if fault.kind == FaultKind::AlreadyExists => Err(holder(context)?),
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => match self.probe(context)? {
+                Probe::Ours(outcome) => Ok(Applied::Done(outcome)),
+                _ => Err(holder(context)?),
+            },
             Err(fault) => Err(fault.into()),
         }
     }

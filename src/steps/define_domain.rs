@@ -128,18 +128,28 @@ fn lost(context: &Context, domain: &DomainFacts, last: Last) -> Option<String> {
     read_back(&planned, &domain.definition).err().map(|lost| lost.to_string())
 }
 
-/// libvirt writes `NAME.xml.new` and renames it; a power cut in between leaves that file, which nobody else removes.
+/// libvirt writes `NAME.xml.new` and renames it; its death or a power cut in between leaves that file, whole or torn, which
+/// nobody else removes.
 fn remove_torn(context: &Context) -> Result<(), Failure> {
     let host = &context.destination;
     let path = torn_definition(&context.plan.request.new_name);
     let Some(bytes) = host.read(&path, DEFINITION_BYTES_MAX)? else { return Ok(()) };
-    let mark = CloneMark::read(&String::from_utf8_lossy(&bytes)).ok().flatten();
-    if mark.is_some_and(|mark| mark.txn == context.plan.txn && mark.clone_uuid == context.plan.clone_uuid)
+    if is_torn_or_whole_of_ours(context, &String::from_utf8_lossy(&bytes))
         && let Some(stat) = host.stat(&path)?
     {
         host.unlink(&path, stat.inode)?;
     }
     Ok(())
+}
+
+/// A whole definition says by its mark whose it is. One that is torn defines nothing and is overwritten by libvirt's next
+/// define of that name, which is claimed by us: it is left alone only where it names somebody else's UUID.
+fn is_torn_or_whole_of_ours(context: &Context, text: &str) -> bool {
+    let uuid = context.plan.clone_uuid;
+    match CloneMark::read(text) {
+        Ok(mark) => mark.is_some_and(|mark| mark.txn == context.plan.txn && mark.clone_uuid == uuid),
+        Err(_) => text.contains(&uuid.to_string()) || !text.contains("</uuid>"),
+    }
 }
 
 /// A domain is ours by the planned UUID and this transaction's mark.

@@ -40,6 +40,10 @@ impl CleanUpStep for FinishDomain {
         }
         Ok(())
     }
+
+    fn lands_late(&self) -> bool {
+        true
+    }
 }
 
 /// The clone, if it is still there.

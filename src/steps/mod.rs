@@ -107,6 +107,10 @@ pub trait CleanUpStep {
     fn settle(&self, _context: &Context) -> Result<(), Failure> {
         Ok(())
     }
+    /// May a call that was accepted before a crash still land after its agent's death?
+    fn lands_late(&self) -> bool {
+        false
+    }
 }
 
 /// The code of a step.

@@ -38,6 +38,9 @@ impl Step for PublishDisk {
         match host.link(&disk.staging_path, &disk.final_path) {
             Ok(()) => {}
             Err(fault) if fault.kind == FaultKind::AlreadyExists => {
+                if let Probe::Ours(outcome) = self.probe(context)? {
+                    return Ok(Applied::Done(outcome));
+                }
                 return Err(Failure::turn_back(
                     format!("{} on {} was taken by somebody else meanwhile", disk.final_path, host.name()),
                     "run again: another path is chosen",

@@ -1,10 +1,10 @@
 //! The host record: the transaction exists on the destination, and this attempt's agent holds its owner lock.
 
 use journal_format::frame::ChainEnd;
-use journal_format::owner::{DirectionV1, OwnerV1};
-use journal_format::{Epoch, EventV1, OutcomeV1, RecordV1};
+use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
+use journal_format::{Epoch, EventV1, Inode, OutcomeV1, RecordV1};
 
-use super::host_record::{CLAIMS, HOST_ROOT, STATE_ROOT, ensure_dir, remove_record, remove_tree};
+use super::host_record::{CLAIMS, HOST_ROOT, OWNER_BYTES_MAX, STATE_ROOT, ensure_dir, remove_record, remove_tree};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::world::{FaultKind, OwnerLock};
@@ -31,6 +31,9 @@ impl Step for ReserveRecord {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        if let Some(inode) = made_by_this_attempt(context)? {
+            return Ok(Applied::Done(OutcomeV1::Made { inode }));
+        }
         let (host, record) = (&context.destination, &context.record);
         for directory in [STATE_ROOT, HOST_ROOT, CLAIMS] {
             ensure_dir(host.as_ref(), directory, 0o700)?;
@@ -86,6 +89,24 @@ impl Step for ReserveRecord {
     fn undo(&self, context: &mut Context) -> Result<(), Failure> {
         Ok(remove_record(context.destination.as_ref(), &context.record)?)
     }
+}
+
+/// The record is there, signed and locked by the very agent of this attempt.
+fn made_by_this_attempt(context: &Context) -> Result<Option<Inode>, Failure> {
+    let (host, owner) = (&context.destination, context.record.owner());
+    let Some(bytes) = host.read(&owner, OWNER_BYTES_MAX)? else { return Ok(None) };
+    let Ok(slot) = decode_owner_file(&bytes) else { return Ok(None) };
+    let agent = host.agent()?;
+    let signed = slot.txn == context.plan.txn
+        && slot.epoch == context.recorder.epoch()
+        && (slot.agent_pid, slot.agent_started) == (agent.pid, agent.started);
+    if !signed {
+        return Ok(None);
+    }
+    Ok(match host.lock_owner(&owner)? {
+        OwnerLock::Held { inode } => Some(inode),
+        OwnerLock::Taken | OwnerLock::Missing => None,
+    })
 }
 
 fn unwritable(path: &str, error: &dyn std::fmt::Display) -> Failure {

@@ -34,4 +34,8 @@ impl CleanUpStep for SetAutostart {
         context.destination.sync(LIBVIRT_AUTOSTART)?;
         Ok(context.destination.sync(LIBVIRT_DEFINITIONS)?)
     }
+
+    fn lands_late(&self) -> bool {
+        true
+    }
 }

@@ -26,4 +26,8 @@ impl CleanUpStep for StartDomain {
     fn apply(&self, context: &mut Context) -> Result<(), Failure> {
         Ok(context.destination.start(context.plan.clone_uuid)?)
     }
+
+    fn lands_late(&self) -> bool {
+        true
+    }
 }

@@ -47,7 +47,7 @@ impl Step for TransferDisk {
         let ledger = context.recorder.chunks(self.disk)?;
         let wanted = transfer::missing(geometry, &ledger);
         let missing_bytes = transfer::bytes_of(geometry, &wanted);
-        let to_inode = self.staged(context)?.inode;
+        let to_inode = self.right_size(context, geometry)?.inode;
         let disk = context.disk(self.disk)?;
         let source = context.recorder.history().sources.get(self.disk as usize);
         let job = CopyJob {
@@ -107,6 +107,18 @@ impl TransferDisk {
                 "resume makes it again",
             )
         })
+    }
+
+    /// The staged image, as long as the source's. Create made it so, but a power cut may have kept its mode, by which it is
+    /// known, and not its size; and what ends in a hole is never written to.
+    fn right_size(&self, context: &Context, geometry: ChunkGeometry) -> Result<FileStat, Failure> {
+        let staged = self.staged(context)?;
+        if staged.size != geometry.image_bytes {
+            let path = &context.disk(self.disk)?.staging_path;
+            let preallocate = context.plan.request.options.preallocate;
+            context.destination.set_size(path, staged.inode, geometry.image_bytes, preallocate)?;
+        }
+        Ok(staged)
     }
 
     /// Where the source's image is no longer what the ledger belongs to, takes out of the ledger what differs.

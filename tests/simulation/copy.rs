@@ -139,6 +139,10 @@ impl Copy<'_> {
     fn write(&mut self, chunk: u64, bytes: Vec<u8>) -> Result<(), Fault> {
         let start = self.start_of(chunk);
         let state = state_of(self.job.geometry, chunk, &bytes);
+        let mut bytes = bytes;
+        if self.destination.world.with(|core| std::mem::take(&mut core.flips_next_write)) {
+            bytes[0] = !bytes[0];
+        }
         let (path, inode) = (self.job.to.clone(), self.job.to_inode);
         let told = || format!("write chunk {chunk} of {}", self.job.to);
         self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, _| {

@@ -19,6 +19,8 @@ pub enum Effect {
     First,
     /// It happens later, after so many milliseconds, if who was asked is still there then.
     Late(u64),
+    /// So many changes of files happen first, and half of the next one if it is a write.
+    Part(u64),
 }
 
 /// Something that goes wrong.
@@ -30,6 +32,8 @@ pub enum Fault {
     LinkCut,
     /// The host's agent dies.
     AgentDies,
+    /// Who carries it out dies in the middle of it: libvirtd, which comes back at once, or the agent.
+    BrokenOff,
     /// A host loses its power, and comes back at once.
     PowerCut(Side, Survival),
     /// No answer in time.
@@ -52,6 +56,7 @@ impl fmt::Debug for Fault {
             Self::Crash => f.write_str("Crash"),
             Self::LinkCut => f.write_str("LinkCut"),
             Self::AgentDies => f.write_str("AgentDies"),
+            Self::BrokenOff => f.write_str("BrokenOff"),
             Self::PowerCut(side, survival) => write!(f, "PowerCut({side}, {survival:?})"),
             Self::TimesOut => f.write_str("TimesOut"),
             Self::Fails(kind) => write!(f, "Fails({kind:?})"),
@@ -68,6 +73,36 @@ impl fmt::Debug for Fault {
 pub struct Injection {
     pub fault: Fault,
     pub effect: Effect,
+}
+
+impl Injection {
+    /// What it is, for the tally.
+    pub fn kind(&self) -> &'static str {
+        match (&self.fault, self.effect) {
+            (Fault::Crash, _) => "controller crash",
+            (Fault::LinkCut, Effect::Never | Effect::Part(_)) => "link cut, request lost",
+            (Fault::LinkCut, Effect::First) => "link cut, reply lost",
+            (Fault::LinkCut, Effect::Late(_)) => "link cut, effect late",
+            (Fault::PowerCut(Side::Source, _), _) => "power cut of the source",
+            (Fault::PowerCut(Side::Destination, _), Effect::Part(_)) => "power cut of the destination, effect partial",
+            (Fault::PowerCut(Side::Destination, _), _) => "power cut of the destination",
+            (Fault::AgentDies, _) => "agent crash",
+            (Fault::BrokenOff, _) => "agent or libvirtd crash, effect partial",
+            (Fault::TimesOut, Effect::Never | Effect::Part(_)) => "time-out, request lost",
+            (Fault::TimesOut, Effect::First) => "time-out, reply lost after the effect",
+            (Fault::TimesOut, Effect::Late(_)) => "time-out, effect lands later",
+            (Fault::Fails(FaultKind::Io), Effect::Part(_)) => "I/O error, effect partial",
+            (Fault::Fails(FaultKind::Io), _) => "I/O error",
+            (Fault::Fails(FaultKind::NoSpace), Effect::Part(_)) => "no space once, effect partial",
+            (Fault::Fails(FaultKind::NoSpace), _) => "no space once",
+            (Fault::Fails(FaultKind::LibvirtDown), _) => "libvirt unreachable",
+            (Fault::Fails(_), _) => "refusal",
+            (Fault::DiskFull, _) => "disk full",
+            (Fault::Interrupt, _) => "interrupt",
+            (Fault::JournalFails, _) => "journal failure",
+            (Fault::Meanwhile(name, _), _) => name,
+        }
+    }
 }
 
 /// The faults of one life of a controller, by number of the operation, from 0.

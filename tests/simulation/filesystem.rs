@@ -76,6 +76,8 @@ pub struct Filesystem {
     /// Files that somebody has open: their inode numbers are not given again.
     pub open: BTreeSet<NodeId>,
     pub now_ns: i128,
+    /// Whoever changes files dies after so many changes more.
+    changes_left: Option<u64>,
 }
 
 fn refuse<T>(kind: FaultKind, detail: impl Into<String>) -> Result<T, Refusal> {
@@ -108,6 +110,7 @@ impl Filesystem {
             boots: 0,
             open: BTreeSet::new(),
             now_ns: 0,
+            changes_left: None,
         };
         for (index, (path, kind, capacity_bytes)) in mounts.iter().enumerate() {
             let id = NodeId { mount: index, inode: ROOT_INODE };
@@ -155,6 +158,22 @@ impl Filesystem {
         self.remove_dir(path).expect("an empty mount point");
         let mount = self.mounts.iter_mut().find(|mount| mount.path == unmounted(path));
         path.clone_into(&mut mount.expect("it was mounted before").path);
+    }
+
+    pub fn break_off_after(&mut self, changes: Option<u64>) {
+        self.changes_left = changes;
+    }
+
+    /// One change more.
+    fn spend(&mut self) -> Result<(), Refusal> {
+        match &mut self.changes_left {
+            Some(0) => refuse(FaultKind::Io, "broken off"),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     pub fn set_full(&mut self, full: bool) {
@@ -319,6 +338,7 @@ impl Filesystem {
             _ => BLOCK_BYTES,
         };
         self.allow(directory.mount, bytes)?;
+        self.spend()?;
         let id = NodeId { mount: directory.mount, inode: self.free_inode(directory.mount) };
         let (mtime_ns, ctime_ns) = (self.now_ns, self.now_ns);
         // The inode itself is in the same journal transaction as its name; its data is not.
@@ -435,6 +455,11 @@ impl Filesystem {
     }
 
     pub fn make_file(&mut self, path: &str, mode: u32, content: Content) -> Result<Inode, Refusal> {
+        if self.changes_left.is_some() {
+            let inode = self.insert(path, mode, Body::File(Content::default()))?;
+            self.write_at(path, inode, 0, &content.bytes())?;
+            return Ok(inode);
+        }
         self.insert(path, mode, Body::File(content))
     }
 
@@ -464,16 +489,23 @@ impl Filesystem {
     pub fn write_at(&mut self, path: &str, inode: Inode, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
         let id = self.expect_inode(path, inode)?;
         let missing = self.file(id)?.blocks_missing(offset, bytes.len() as u64) * BLOCK_BYTES;
+        if self.spend().is_err() {
+            let half = &bytes[..bytes.len() / 2];
+            self.change_file(id, missing, |content| content.write(offset, half))?;
+            return refuse(FaultKind::Io, "broken off");
+        }
         self.change_file(id, missing, |content| content.write(offset, bytes))
     }
 
     pub fn punch(&mut self, path: &str, inode: Inode, range: std::ops::Range<u64>) -> Result<(), Refusal> {
         let id = self.expect_inode(path, inode)?;
+        self.spend()?;
         self.change_file(id, 0, |content| content.punch(range))
     }
 
     pub fn set_size(&mut self, path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<(), Refusal> {
         let id = self.expect_inode(path, inode)?;
+        self.spend()?;
         let missing = if allocate { self.file(id)?.blocks_missing(0, bytes) * BLOCK_BYTES } else { 0 };
         self.change_file(id, missing, |content| {
             content.set_size(bytes);
@@ -485,6 +517,7 @@ impl Filesystem {
 
     pub fn set_attributes(&mut self, path: &str, inode: Inode, uid: u32, gid: u32, mode: u32) -> Result<(), Refusal> {
         let id = self.expect_inode(path, inode)?;
+        self.spend()?;
         let now_ns = self.now_ns;
         let node = self.change(id);
         (node.uid, node.gid, node.mode, node.ctime_ns) = (uid, gid, mode, now_ns);
@@ -504,6 +537,7 @@ impl Filesystem {
             return refuse(FaultKind::Unsupported, "operation not permitted");
         }
         self.allow(node.mount, 1)?;
+        self.spend()?;
         self.add_name(directory, &name, node);
         self.change(node).ctime_ns = self.now_ns;
         self.pending.push(NameChange::Link { directory, name, node });
@@ -526,6 +560,7 @@ impl Filesystem {
         if to_directory.mount != node.mount {
             return refuse(FaultKind::Unsupported, "invalid cross-device link");
         }
+        self.spend()?;
         let replaced = self.entries(to_directory)?.get(&to_name).copied();
         self.drop_name(from_directory, &from_name);
         self.add_name(to_directory, &to_name, node);
@@ -539,6 +574,7 @@ impl Filesystem {
 
     fn remove(&mut self, path: &str, node: NodeId) -> Result<(), Refusal> {
         let (directory, name) = self.parent(path)?;
+        self.spend()?;
         self.drop_name(directory, &name);
         self.forget_unnamed(node);
         self.pending.push(NameChange::Unlink { directory, name, node });

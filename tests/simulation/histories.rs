@@ -1,7 +1,14 @@
 //! Random histories, each from one seed: several lives with several faults, and strangers, until all is settled.
 //!
-//! `KVM_CLONE_HISTORIES` says how many, `KVM_CLONE_SEED` from which seed on (alone: that one), `KVM_CLONE_TRACE` has a
-//! broken one tell every operation.
+//! `KVM_CLONE_HISTORIES` says how many, `KVM_CLONE_SOAK_SECONDS` for how long instead, `KVM_CLONE_SEED` from which seed
+//! on (alone: that one), `KVM_CLONE_TRACE` has a broken one tell every operation. What happened is printed as a table
+//! (`tally.rs`).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
@@ -12,12 +19,17 @@ use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, LANDING_MILLIS_MAX, Life};
 use crate::scene::Shape;
 use crate::seed::Seed;
-use crate::strangers::{DISTURBING, HARMLESS, Strangers};
+use crate::strangers::{Act, DISTURBING, HARMLESS, Strangers};
+use crate::tally::{Tally, Violation};
 
-const HISTORIES_DEFAULT: u64 = 2000;
+const HISTORIES_DEFAULT: u64 = 20_000;
 /// A little more than a clean clone of three disks takes.
 const OPERATIONS_OF_A_LIFE: u64 = 360;
 const FAULTY_LIVES_MAX: u64 = 5;
+/// After so many on one thread a run ends.
+const VIOLATIONS_MAX: usize = 100;
+/// No operation changes files more often than that.
+const PARTIAL_CHANGES: u64 = 4;
 
 fn survival(seed: &mut Seed) -> Survival {
     match seed.below(4) {
@@ -28,7 +40,11 @@ fn survival(seed: &mut Seed) -> Survival {
     }
 }
 
-fn effect(seed: &mut Seed) -> Effect {
+fn effect(seed: &mut Seed, fault: &Fault) -> Effect {
+    let may_be_partial = matches!(fault, Fault::PowerCut(..) | Fault::Fails(FaultKind::NoSpace | FaultKind::Io));
+    if matches!(fault, Fault::BrokenOff) || (may_be_partial && seed.chance(50)) {
+        return Effect::Part(seed.below(PARTIAL_CHANGES));
+    }
     match seed.below(4) {
         0 => Effect::Late(1 + seed.below(LANDING_MILLIS_MAX)),
         1 => Effect::Never,
@@ -41,7 +57,8 @@ fn fault(seed: &mut Seed, strangers: &Strangers, disturbing: bool) -> Fault {
         return strangers.fault(*seed.pick(&DISTURBING), seed.next());
     }
     match seed.below(100) {
-        0..40 => Fault::Crash,
+        0..33 => Fault::Crash,
+        33..40 => Fault::BrokenOff,
         40..50 => Fault::LinkCut,
         50..58 => Fault::AgentDies,
         58..68 => Fault::PowerCut(Side::Destination, survival(seed)),
@@ -59,7 +76,9 @@ fn faults(seed: &mut Seed, strangers: &Strangers, disturbing: bool) -> FaultPlan
     let mut plan = FaultPlan::none();
     for _ in 0..=seed.below(2) {
         let until = if seed.chance(50) { OPERATIONS_OF_A_LIFE } else { 80 };
-        plan = plan.and(seed.below(until), fault(seed, strangers, disturbing), effect(seed));
+        let fault = fault(seed, strangers, disturbing);
+        let effect = effect(seed, &fault);
+        plan = plan.and(seed.below(until), fault, effect);
     }
     plan
 }
@@ -73,21 +92,66 @@ fn interlude(history: &mut History, seed: &mut Seed, strangers: &Strangers, dist
             let disks = history.scene.plan.disks.len() as u64;
             let lost = u32::try_from(seed.below(disks)).unwrap();
             history.told.push(format!("the ledger of disk {lost} is lost in part"));
+            history.scene.world.with(|core| core.count("ledger lost in part"));
             if let Some(ledger) = history.durable.borrow_mut().ledger.get_mut(&lost) {
                 ledger.retain(|_, _| seed.chance(40));
             }
         }
         5 if disturbing => {
             let act = *seed.pick(&DISTURBING);
-            history.told.push(format!("somebody does {act:?}"));
-            strangers.act(&history.scene.world, act, seed.next());
+            meet(history, seed, strangers, act);
         }
-        6 => strangers.act(&history.scene.world, *seed.pick(&HARMLESS), seed.next()),
+        6 => {
+            let act = *seed.pick(&HARMLESS);
+            meet(history, seed, strangers, act);
+        }
         _ => {}
     }
 }
 
-fn history(number: u64) -> Result<(), String> {
+fn meet(history: &mut History, seed: &mut Seed, strangers: &Strangers, act: Act) {
+    history.told.push(act.name().to_owned());
+    history.scene.world.with(|core| core.count(act.name()));
+    strangers.act(&history.scene.world, act, seed.next());
+}
+
+/// One history, told and counted.
+fn history(number: u64) -> Tally {
+    let mut tally = Tally { histories: 1, ..Tally::default() };
+    // A panic is a broken promise like any other, and has a seed too.
+    let lived = catch_unwind(AssertUnwindSafe(|| live(number, &mut tally)));
+    let story = match lived {
+        Ok(Ok(())) => return tally,
+        Ok(Err(story)) => story,
+        Err(payload) => {
+            let said = payload.downcast_ref::<String>().map(String::as_str);
+            let said = said.or_else(|| payload.downcast_ref::<&str>().copied());
+            format!("panic: {}", said.unwrap_or("without words"))
+        }
+    };
+    tally.violations.push(Violation { seed: number, story, replay: replay(number) });
+    tally
+}
+
+fn replay(number: u64) -> String {
+    format!("KVM_CLONE_TRACE=1 KVM_CLONE_SEED={number} cargo test --test simulation random_histories -- --nocapture")
+}
+
+fn name_of(ending: Option<&Ending>) -> &'static str {
+    match ending {
+        None => "none",
+        Some(Ending::Committed { warnings }) if warnings.is_empty() => "committed",
+        Some(Ending::Committed { .. }) => "committed, something left",
+        Some(Ending::RolledBack { failure: None }) => "rolled back, as asked",
+        Some(Ending::RolledBack { failure: Some(_) }) => "turned back",
+        Some(Ending::Suspended(_)) => "suspended",
+        Some(Ending::Stuck(_)) => "stopped",
+        Some(Ending::Refused(_)) => "refused",
+        Some(Ending::Abandoned { .. }) => "abandoned",
+    }
+}
+
+fn live(number: u64, tally: &mut Tally) -> Result<(), String> {
     let mut seed = Seed::new(number);
     let shape = Shape::random(&mut seed);
     let mut history = History::new(shape, seed.next());
@@ -130,10 +194,13 @@ fn history(number: u64) -> Result<(), String> {
     let open = matches!(&settled, None | Some(Ending::Committed { .. }));
     let ending =
         if open { history.settle(if settled.is_some() { AttemptPurpose::Resume } else { purpose }) } else { settled };
-    let replay =
-        format!("KVM_CLONE_TRACE=1 KVM_CLONE_SEED={number} cargo test --test simulation histories -- --nocapture");
-    history.verdict(ending.as_ref(), asked).map_err(|broken| history.report(&broken, &replay))?;
-    still_so(&mut history, ending.as_ref(), asked).map_err(|broken| history.report(&broken, &replay))
+    let verdict = history.verdict(ending.as_ref(), asked);
+    let verdict = verdict.and_then(|()| still_so(&mut history, ending.as_ref(), asked));
+    tally.lives = history.lives;
+    tally.operations = history.operations;
+    tally.faults = history.scene.world.with(|core| std::mem::take(&mut core.struck));
+    tally.endings.insert(name_of(ending.as_ref()), 1);
+    verdict.map_err(|broken| history.report(&broken, &replay(number)))
 }
 
 /// What is settled stays so: through another power cut, and when it is asked for again.
@@ -153,19 +220,63 @@ fn still_so(history: &mut History, ending: Option<&Ending>, asked: bool) -> Resu
     history.verdict(ending, asked)
 }
 
+/// Seeds to be lived through: from one on, at most so many, for at most so long.
+struct Course {
+    first: u64,
+    count: Option<u64>,
+    bound: Option<Duration>,
+}
+
+impl Course {
+    fn of_environment() -> Self {
+        let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+        let seed = number("KVM_CLONE_SEED");
+        let bound = number("KVM_CLONE_SOAK_SECONDS").map(Duration::from_secs);
+        let count = match (number("KVM_CLONE_HISTORIES"), seed, bound) {
+            (None, None, None) => Some(HISTORIES_DEFAULT),
+            (None, Some(_), None) => Some(1),
+            (count, ..) => count,
+        };
+        Self { first: seed.unwrap_or(0), count, bound }
+    }
+
+    /// Lives them on all cores.
+    fn run(&self) -> (Tally, Duration) {
+        let began = Instant::now();
+        let (next, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        let total = Mutex::new(Tally::default());
+        let work = || {
+            let mut mine = Tally::default();
+            while !ended.load(Ordering::Relaxed) && self.bound.is_none_or(|bound| began.elapsed() < bound) {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if self.count.is_some_and(|count| index >= count) {
+                    break;
+                }
+                mine.add(history(self.first + index));
+                // One that breaks everything need not break it a million times.
+                if mine.violations.len() >= VIOLATIONS_MAX {
+                    ended.store(true, Ordering::Relaxed);
+                }
+            }
+            total.lock().unwrap().add(mine);
+        };
+        thread::scope(|scope| {
+            for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+                scope.spawn(work);
+            }
+        });
+        (total.into_inner().unwrap(), began.elapsed())
+    }
+}
+
 #[test]
 fn random_histories_keep_every_promise() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match (number("KVM_CLONE_SEED"), number("KVM_CLONE_HISTORIES")) {
-        (Some(seed), count) => seed..seed + count.unwrap_or(1),
-        (None, count) => 0..count.unwrap_or(HISTORIES_DEFAULT),
-    };
-    let mut broken = Vec::new();
-    for seed in seeds.clone() {
-        if let Err(story) = history(seed) {
-            println!("broken, seed {seed}: {}", story.lines().next().unwrap_or_default());
-            broken.push(story);
-        }
+    let course = Course::of_environment();
+    let (mut tally, took) = course.run();
+    tally.violations.sort_by_key(|violation| violation.seed);
+    println!("{}", tally.rows(took));
+    assert!(tally.histories > 0, "no history was lived");
+    if let Some(first) = tally.violations.first() {
+        panic!("{} of {} histories, the first: {}", tally.violations.len(), tally.histories, first.story);
     }
-    assert!(broken.is_empty(), "{} of {} histories, the first: {}", broken.len(), seeds.count(), broken[0]);
 }

@@ -14,7 +14,7 @@ use kvm_clone::world::{Side, World};
 use crate::durability::Survival;
 use crate::faults::FaultPlan;
 use crate::notebook::{Durable, Notebook};
-use crate::oracle::Oracle;
+use crate::oracle::{Changed, Oracle};
 use crate::scene::{Scene, Shape};
 use crate::world::{Crash, SimWorld};
 
@@ -26,7 +26,7 @@ const PAUSE_MILLIS: u64 = 40_000;
 /// Within that a libvirt call that was accepted lands.
 pub const LANDING_MILLIS_MAX: u64 = 4000;
 
-struct Silent;
+pub struct Silent;
 
 impl Observer for Silent {
     fn appended(&mut self, _: u64, _: &RecordV1) {}
@@ -48,9 +48,11 @@ pub struct History {
     pub oracle: Rc<RefCell<Oracle>>,
     /// What happened, for a person who has to understand a failure.
     pub told: Vec<String>,
+    /// Lives of controllers so far.
+    pub lives: u64,
+    /// Their operations.
+    pub operations: u64,
     traced: bool,
-    /// Somebody did something that may stop or turn back a transaction.
-    pub disturbed: Rc<RefCell<bool>>,
 }
 
 impl History {
@@ -66,7 +68,7 @@ impl History {
         let watching = Rc::clone(&oracle);
         scene.world.with(|core| core.watch = Some(Rc::new(move |core| watching.borrow_mut().watch(core))));
         let traced = std::env::var_os("KVM_CLONE_TRACE").is_some();
-        Self { scene, durable, oracle, told: Vec::new(), traced, disturbed: Rc::default() }
+        Self { scene, durable, oracle, told: Vec::new(), lives: 0, operations: 0, traced }
     }
 
     /// One life of a controller, with what goes wrong in it. Returns the world of that life too.
@@ -115,12 +117,14 @@ impl History {
 
     fn lead(&mut self, what: &str, faults: FaultPlan, live: impl FnOnce(&SimWorld) -> Life) -> (Life, SimWorld) {
         self.told.push(format!("{what} with {faults:?}"));
+        self.lives += 1;
         let world = self.scene.world.another_life(faults);
         if self.traced {
             world.keep_trace();
         }
         let life = live(&world);
         world.end();
+        self.operations += world.operations();
         self.told.extend(world.trace().iter().enumerate().map(|(number, what)| format!("  {number} {what}")));
         self.told.push(format!("  -> {life:?} after {} operations", world.operations()));
         (life, world)
@@ -139,8 +143,25 @@ impl History {
     pub fn cut_power(&mut self, side: Side, survival: Survival) {
         self.told.push(format!("the {side} loses its power: {survival:?}"));
         self.scene.world.with(|core| {
-            core.machine_mut(side).cut_power(survival);
-            core.look();
+            core.count(match side {
+                Side::Source => "power cut of the source",
+                Side::Destination => "power cut of the destination",
+            });
+        });
+        self.scene.world.cut_power(side, survival);
+    }
+
+    /// Somebody follows the advice of a suspended resume, and shuts the source off.
+    fn shut_source_off(&mut self) {
+        let (uuid, name) = (self.scene.plan.request.vm_uuid, self.scene.plan.request.vm_name.clone());
+        let oracle = Rc::clone(&self.oracle);
+        self.scene.world.with(|core| {
+            let machine = core.machine_mut(Side::Source);
+            if machine.libvirt.domains.get(&uuid).is_some_and(|domain| domain.active) {
+                machine.destroy(uuid);
+                let changed = Changed { paths: Vec::new(), domains: vec![name] };
+                oracle.borrow_mut().accept(core, Side::Source, &changed);
+            }
         });
     }
 
@@ -149,7 +170,10 @@ impl History {
         let mut purpose = purpose;
         for _ in 0..LIVES_MAX {
             match self.live(purpose, FaultPlan::none()).0 {
-                Life::Ended(Ending::Suspended(_)) => self.pause(),
+                Life::Ended(Ending::Suspended(_)) => {
+                    self.pause();
+                    self.shut_source_off();
+                }
                 // Asked for the wrong direction: the transaction has gone the other way already.
                 Life::Ended(Ending::Refused(_)) if purpose == AttemptPurpose::Rollback => {
                     purpose = AttemptPurpose::Resume;
@@ -167,7 +191,6 @@ impl History {
         // What libvirt accepted long ago may land even now.
         self.scene.world.idle(LANDING_MILLIS_MAX);
         let oracle = self.oracle.borrow();
-        let disturbed = *self.disturbed.borrow();
         self.scene.world.with(|core| {
             if let Some(broken) = core.broken.first() {
                 return Err(broken.clone());
@@ -177,12 +200,15 @@ impl History {
             match ending {
                 None => Err("the transaction never ends".to_owned()),
                 Some(Ending::Committed { warnings }) => oracle.committed(core, !warnings.is_empty()),
-                Some(Ending::RolledBack { .. }) if !rollback_asked && !disturbed => {
-                    Err("rolled back, and nobody asked for it".to_owned())
+                Some(Ending::RolledBack { .. }) if !rollback_asked && !oracle.may_turn_back() => {
+                    Err(format!("rolled back, and nobody asked for it; from outside: {:?}", oracle.causes))
                 }
                 Some(Ending::RolledBack { .. }) => oracle.rolled_back(core),
                 Some(Ending::Abandoned { .. }) => oracle.abandoned(core),
-                Some(Ending::Stuck(_)) if disturbed => Ok(()),
+                Some(Ending::Stuck(_)) if oracle.may_stop() => Ok(()),
+                Some(Ending::Stuck(found)) => {
+                    Err(format!("stopped without a cause; from outside: {:?}; {found:?}", oracle.causes))
+                }
                 Some(ending) => Err(format!("no reason for {ending:?}")),
             }
         })

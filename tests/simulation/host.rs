@@ -47,16 +47,32 @@ impl SimHost {
     ) -> Result<T, Fault> {
         let told = || format!("{}: {}", self.side, operation());
         let injection = self.world.number(&told).and_then(|injection| self.world.strike(injection));
-        if let Some(Injection { fault: faults::Fault::Fails(kind), .. }) = injection {
-            return Err(self.fault(operation, kind, "injected"));
+        if let Some(Injection { fault: faults::Fault::Fails(failing), effect: how }) = injection {
+            if let Effect::Part(changes) = how
+                // libvirtd takes its own half-written file away when it lives to see the error.
+                && !matches!(kind, Kind::TellLibvirt)
+                && self.check(kind).is_ok()
+            {
+                self.carry_out_in_part(kind, changes, effect);
+            }
+            return Err(self.fault(operation, failing, "injected"));
         }
         self.check(kind).map_err(|(kind, detail)| self.fault(operation, kind, &detail))?;
         let agent = self.agent;
         let Some(injection) = injection else {
             return self.carry_out(kind, effect).map_err(|(kind, detail)| self.fault(operation, kind, &detail));
         };
+        // The other host's power: nothing of this operation depends on it.
+        if let faults::Fault::PowerCut(side, survival) = injection.fault
+            && side != self.side
+        {
+            let done = self.carry_out(kind, effect);
+            self.world.cut_power(side, survival);
+            return done.map_err(|(kind, detail)| self.fault(operation, kind, &detail));
+        }
         match injection.effect {
             Effect::Never => {}
+            Effect::Part(changes) => self.carry_out_in_part(kind, changes, effect),
             Effect::First => {
                 let _ = self.carry_out(kind, effect);
             }
@@ -68,20 +84,24 @@ impl SimHost {
                 core.machine_mut(self.side).late.push(late);
             }),
         }
-        Err(self.go_wrong(operation, injection.fault))
+        Err(self.go_wrong(operation, kind, injection.fault))
     }
 
-    fn go_wrong(&self, operation: &dyn Fn() -> String, fault: faults::Fault) -> Fault {
+    fn go_wrong(&self, operation: &dyn Fn() -> String, kind: &Kind, fault: faults::Fault) -> Fault {
         match fault {
             faults::Fault::Crash => self.world.crash(),
             faults::Fault::LinkCut => self.world.with(|core| {
                 core.orphan(self.side, self.agent);
                 core.machine_mut(self.side).agents[self.agent].linked = false;
             }),
-            faults::Fault::PowerCut(side, survival) => self.world.with(|core| {
-                core.machine_mut(side).cut_power(survival);
-                core.look();
-            }),
+            faults::Fault::PowerCut(side, survival) => self.world.cut_power(side, survival),
+            faults::Fault::BrokenOff if matches!(kind, Kind::AskLibvirt | Kind::TellLibvirt) => {
+                self.world.with(|core| {
+                    core.machine_mut(self.side).restart_libvirt();
+                    core.look();
+                });
+                return self.fault(operation, FaultKind::LibvirtDown, "End of file while reading data");
+            }
             faults::Fault::TimesOut => return self.fault(operation, FaultKind::TimedOut, "no answer in time"),
             // `AgentDies`, and what makes no other sense on a host.
             _ => self.world.with(|core| core.machine_mut(self.side).end_agent(self.agent)),
@@ -127,6 +147,18 @@ impl SimHost {
             }
             done
         })
+    }
+
+    /// Carries it out until so many changes of files have been made. Nobody hears of it.
+    fn carry_out_in_part<T>(
+        &self,
+        kind: &Kind,
+        changes: u64,
+        effect: impl FnOnce(&mut Machine, usize) -> Result<T, Refusal>,
+    ) {
+        self.world.with(|core| core.machine_mut(self.side).files.break_off_after(Some(changes)));
+        let _ = self.carry_out(kind, effect);
+        self.world.with(|core| core.machine_mut(self.side).files.break_off_after(None));
     }
 
     pub fn look<T: 'static>(

@@ -174,6 +174,8 @@ impl Libvirt {
                 return refuse(FaultKind::InUse, format!("{disk}: Failed to get \"write\" lock"));
             }
         }
+        // The guest's own process writes, whatever becomes of the daemon meanwhile.
+        files.break_off_after(None);
         for disk in &disks {
             if let Some(stat) = files.stat(disk).filter(|stat| stat.size > 0) {
                 files.write_at(disk, stat.inode, 0, b"booted")?;

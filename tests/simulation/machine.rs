@@ -110,6 +110,13 @@ impl Machine {
         true
     }
 
+    /// libvirtd ends and starts again. What it had accepted and not done is forgotten.
+    pub fn restart_libvirt(&mut self) {
+        self.late.retain(|late| late.agent.is_some());
+        self.libvirt.load(&mut self.files, false);
+        self.pin();
+    }
+
     /// The power goes and comes back.
     pub fn cut_power(&mut self, survival: Survival) {
         for agent in 0..self.agents.len() {

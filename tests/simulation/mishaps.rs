@@ -11,7 +11,9 @@ use kvm_clone::world::{FaultKind, Side};
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
+use crate::oracle::Cause;
 use crate::scene::Shape;
+use crate::strangers::{DISTURBING, HARMLESS, Strangers};
 use crate::world::SimWorld;
 
 const SEED: u64 = 23;
@@ -33,7 +35,9 @@ fn everywhere(fault: &Fault, effects: &[Effect], refused: bool) {
     for operation in 0..operations_of_a_clean_clone() {
         for effect in effects {
             let mut history = History::new(shape(), SEED);
-            *history.disturbed.borrow_mut() = refused;
+            if refused {
+                history.oracle.borrow_mut().causes.insert(Cause::Refused);
+            }
             let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault.clone(), *effect));
             assert!(world.is_spent(), "operation {operation} was never reached");
             let settled = match life {
@@ -58,6 +62,15 @@ const LOST: [Effect; 3] = [Effect::Never, Effect::First, Effect::Late(3000)];
 #[test]
 fn an_agent_may_die_anywhere() {
     everywhere(&Fault::AgentDies, &LOST, false);
+}
+
+/// An agent, or libvirtd, that dies in the middle of what it was asked for.
+#[test]
+fn anything_may_be_done_in_part() {
+    let parts = [Effect::Part(0), Effect::Part(1), Effect::Part(2), Effect::Part(3)];
+    everywhere(&Fault::BrokenOff, &parts, false);
+    everywhere(&Fault::PowerCut(Side::Destination, Survival::Everything), &parts, false);
+    everywhere(&Fault::Fails(FaultKind::Io), &parts[..2], false);
 }
 
 #[test]
@@ -109,6 +122,53 @@ fn a_filesystem_without_hard_links_turns_a_clone_back() {
     let Life::Ended(ending) = life else { unreachable!("nothing goes wrong") };
     assert!(matches!(ending, Ending::RolledBack { failure: Some(_) }), "{ending:?}");
     history.verdict(Some(&ending), true).unwrap();
+}
+
+/// Each act of a stranger at each operation: what comes of it has that cause, and what is the stranger's stays.
+#[test]
+fn a_stranger_may_act_anywhere() {
+    for act in DISTURBING.iter().chain(&HARMLESS) {
+        for operation in 0..operations_of_a_clean_clone() {
+            let mut history = History::new(shape(), SEED);
+            let fault = Strangers::of(&history).fault(*act, operation);
+            let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault, Effect::First));
+            let ending = match life {
+                Life::Crashed | Life::Ended(Ending::Suspended(_) | Ending::Committed { .. }) => {
+                    history.settle(AttemptPurpose::Resume)
+                }
+                Life::Ended(ending) => Some(ending),
+            };
+            if let Err(broken) = history.verdict(ending.as_ref(), false) {
+                panic!("{}", history.report(&broken, &format!("{act:?} at operation {operation}")));
+            }
+        }
+    }
+}
+
+/// `vol-upload` writes to an image in spite of QEMU's locks: between publishing and the barrier it is seen.
+#[test]
+fn what_is_written_to_a_published_image_is_seen_at_the_barrier() {
+    let mut clean = History::new(shape(), SEED);
+    let (_, world) = clean.live_traced(AttemptPurpose::Run);
+    let trace = world.trace();
+    let at = |told: &str| trace.iter().position(|line| line.contains(told)).expect("a clean clone does that") as u64;
+    let (published, barrier) = (at("destination: lock image") + 1, at("destination: syncfs"));
+    assert!(published < barrier);
+    for operation in published..barrier {
+        let mut history = History::new(shape(), SEED);
+        let path = history.scene.plan.disks[0].final_path.clone();
+        let write = move |world: &SimWorld| {
+            world.with(|core| {
+                let files = &mut core.machine_mut(Side::Destination).files;
+                let stat = files.stat(&path).expect("it was published");
+                files.write_at(&path, stat.inode, 0, b"uploaded").unwrap();
+            });
+        };
+        let faults = FaultPlan::at(operation, Fault::Meanwhile("vol-upload", Rc::new(write)), Effect::First);
+        history.oracle.borrow_mut().touched = true;
+        let (life, _) = history.live(AttemptPurpose::Run, faults);
+        assert!(matches!(life, Life::Ended(Ending::Stuck(_))), "operation {operation}: {life:?}");
+    }
 }
 
 /// From its definition until it is finished the clone cannot be started while an attempt lives.

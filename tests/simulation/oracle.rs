@@ -1,7 +1,7 @@
 //! The judge: what the destination and the source were, what they are, and what was promised. It knows the plan, but
 //! nothing of the engine or its steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::owner::decode_owner_file;
 use journal_format::{ChunkRecordV1, ChunkState, DiskV1, EventV1, PlanV1, StepRef, StepV1};
@@ -33,8 +33,10 @@ struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     entries: BTreeMap<String, Entry>,
-    /// UUID and definition by name, and whether it runs.
+    /// Definition by name, and whether it runs.
     domains: BTreeMap<String, (String, bool)>,
+    /// How often the host was booted.
+    boots: u64,
 }
 
 impl Snapshot {
@@ -54,7 +56,7 @@ impl Snapshot {
         let domains = machine.libvirt.domains.values();
         let domains =
             domains.map(|domain| (domain.definition.name.clone(), (domain.definition.text.clone(), domain.active)));
-        Self { entries, domains: domains.collect() }.without_our_empty_directories()
+        Self { entries, domains: domains.collect(), boots: files.boots }.without_our_empty_directories()
     }
 
     /// Empty directories under our own state directory may stay.
@@ -78,12 +80,24 @@ impl Snapshot {
                 None => self.entries.remove(path),
             };
         }
+        self.boots = now.boots;
         for name in &changed.domains {
             match now.domains.get(name) {
                 Some(domain) => self.domains.insert(name.clone(), domain.clone()),
                 None => self.domains.remove(name),
             };
         }
+    }
+
+    /// Without what doing something a second time may change: times, and inode numbers but for which names share one.
+    pub fn without_times_and_numbers(mut self) -> Self {
+        let mut numbers = BTreeMap::new();
+        for entry in self.entries.values_mut() {
+            let next = numbers.len() as u64;
+            entry.node.inode = *numbers.entry(entry.node).or_insert(next);
+            entry.mtime_ns = None;
+        }
+        self
     }
 
     /// Nothing is otherwise.
@@ -109,6 +123,8 @@ impl Snapshot {
         for (name, domain) in &self.domains {
             match now.domains.get(name) {
                 None if !excused(name) => found.push(format!("domain {name} is gone")),
+                // A power cut stops a guest.
+                Some(there) if there.0 == domain.0 && !there.1 && now.boots > self.boots => {}
                 Some(there) if there != domain && !excused(name) => found.push(format!("domain {name} changed")),
                 _ => {}
             }
@@ -129,9 +145,48 @@ pub struct Changed {
     pub domains: Vec<String>,
 }
 
+/// Something that is not kvm-clone's doing, and that can end a transaction otherwise than it was meant to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// A file stands at a final path, or in the place of the claim.
+    PathTaken,
+    /// A domain has the clone's name.
+    NameTaken,
+    /// A person started the clone.
+    CloneStarted,
+    /// Bytes changed on the disk or on the way to it.
+    BytesFlipped,
+    /// A person removed an image.
+    ImageRemoved,
+    /// A disk of the source was written to, by a person or by its guest.
+    SourceChanged,
+    /// The source's definition changed.
+    SourceRedefined,
+    /// A file of somebody else lies in our staging directory.
+    Littered,
+    /// Another transaction wanted the same name.
+    Rival,
+    /// A host refused an operation.
+    Refused,
+}
+
+impl Cause {
+    /// May a person have to look?
+    const fn may_stop(self) -> bool {
+        matches!(self, Self::CloneStarted | Self::ImageRemoved | Self::Littered | Self::Refused)
+    }
+
+    /// May the clone be rolled back, though nobody asked for it?
+    const fn may_turn_back(self) -> bool {
+        !matches!(self, Self::Littered)
+    }
+}
+
 /// What the judge knows of one history.
 pub struct Oracle {
     plan: PlanV1,
+    /// What others did in this history that may end the transaction otherwise than asked.
+    pub causes: BTreeSet<Cause>,
     /// By side.
     before: [Snapshot; 2],
     /// Contents that each disk's source has had since the plan, newest last.
@@ -156,6 +211,7 @@ impl Oracle {
         let versions = scene.images.iter().map(|image| vec![image.clone()]).collect();
         Self {
             plan: scene.plan.clone(),
+            causes: BTreeSet::new(),
             before,
             versions,
             touched: false,
@@ -314,6 +370,16 @@ impl Oracle {
         Err(format!("{event:?} is recorded, and {what} is {} durable", if done { "not" } else { "still" }))
     }
 
+    /// Was there a cause for a stop that is not kvm-clone's own?
+    pub fn may_stop(&self) -> bool {
+        self.causes.iter().any(|cause| cause.may_stop())
+    }
+
+    /// Was there a cause for a rollback that nobody asked for?
+    pub fn may_turn_back(&self) -> bool {
+        self.causes.iter().any(|cause| cause.may_turn_back())
+    }
+
     /// The source is as it was, but for what strangers did.
     pub fn source(&self, core: &Core) -> Result<(), String> {
         let now = Snapshot::of(core.machine(Side::Source));
@@ -334,9 +400,15 @@ impl Oracle {
             return Err("rolled back in spite of a durable commit mark".to_owned());
         }
         let machine = core.machine(Side::Destination);
+        self.pools(machine, false)?;
+        self.undone(core)
+    }
+
+    /// After every step was undone: all files and domains as before, also after a power cut.
+    pub fn undone(&self, core: &Core) -> Result<(), String> {
+        let machine = core.machine(Side::Destination);
         let now = Snapshot::of(machine);
         complain("after the rollback", &self.before[1].differences(&now, &|_| false))?;
-        self.pools(machine, false)?;
         self.after_cuts(machine, &|files| {
             let cut = Snapshot { domains: self.before[1].domains.clone(), ..Snapshot::of(&view(files)) };
             complain("after the rollback and a power cut", &self.before[1].differences(&cut, &|_| false))

@@ -10,7 +10,7 @@ use kvm_clone::engine::Ending;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life, drive};
 use crate::notebook::Durable;
-use crate::oracle::Oracle;
+use crate::oracle::{Cause, Oracle};
 use crate::scene::{Scene, Shape};
 use crate::world::SimWorld;
 
@@ -58,7 +58,7 @@ fn every_rivalry(controller: &dyn Fn(&PlanV1) -> ControllerId, refused_with: u8)
         let (result, judge) = (Rc::clone(&came_to), Rc::clone(&oracle));
         let act = move |world: &SimWorld| *result.borrow_mut() = Some(run_rival(world, &plan, &judge));
         let faults = FaultPlan::at(operation, Fault::Meanwhile("a rival", Rc::new(act)), Effect::First);
-        *history.disturbed.borrow_mut() = true;
+        history.oracle.borrow_mut().causes.insert(Cause::Rival);
         let (life, _) = history.live(AttemptPurpose::Run, faults);
         let (Life::Ended(first), Some(Life::Ended(rival))) = (life, came_to.take()) else { unreachable!() };
         let verdict = match (&first, &rival) {

@@ -256,7 +256,6 @@ fn uuid(seed: &mut Seed) -> DomainUuid {
     DomainUuid(bytes)
 }
 
-/// An image of a few chunks: data, zeros, holes, an odd end; now and then of one chunk or of none.
 /// Bytes of a qcow2 header: version 3, and the end of its extensions.
 pub const QCOW2_HEADER_BYTES: u64 = 112;
 
@@ -270,6 +269,7 @@ fn qcow2_header() -> Vec<u8> {
     header
 }
 
+/// An image of a few chunks: data, zeros, holes, an odd end; now and then of one chunk or of none.
 fn image(seed: &mut Seed) -> Content {
     let mut content = Content::default();
     let chunks = *seed.pick(&[0, 1, 3, 4, 5, 6, 6, 7]);

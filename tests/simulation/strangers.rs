@@ -13,7 +13,7 @@ use crate::history::History;
 use crate::libvirt::DEFINITIONS;
 use crate::machine::HOST_RECORDS;
 use crate::notebook::Durable;
-use crate::oracle::{Changed, Oracle};
+use crate::oracle::{Cause, Changed, Oracle};
 use crate::scene::{QCOW2_HEADER_BYTES, definition};
 use crate::seed::Seed;
 use crate::world::{Core, SimWorld};
@@ -37,12 +37,41 @@ pub enum Act {
     RedefineSource,
     /// Refreshes all pools.
     RefreshPools,
-    /// Restarts the destination's libvirt.
+    /// Restarts libvirt on one of the hosts.
     RestartLibvirt,
+    /// A byte flips on its way into a staged image that will be read back.
+    FlipOnTheWire,
+    /// `virsh start` of the source VM.
+    StartSource,
+    /// Puts a file into our staging directory.
+    LitterStaging,
+    /// Puts a file where the claim on the name would be.
+    TakeClaim,
+}
+
+impl Act {
+    /// For the tally.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TakePath => "stranger takes a final path",
+            Self::TakeName => "stranger takes the name",
+            Self::StartClone => "stranger starts the clone",
+            Self::FlipBit => "bit flips on the disk",
+            Self::RemoveImage => "stranger removes an image",
+            Self::ChangeSource => "stranger changes the source's disk",
+            Self::RedefineSource => "stranger changes the source's definition",
+            Self::RefreshPools => "stranger refreshes pools",
+            Self::RestartLibvirt => "libvirt restart",
+            Self::FlipOnTheWire => "byte flips on the wire",
+            Self::StartSource => "stranger starts the source",
+            Self::LitterStaging => "stranger's file in staging",
+            Self::TakeClaim => "stranger's file in the claim's place",
+        }
+    }
 }
 
 /// Acts that may stop or turn back a transaction.
-pub const DISTURBING: [Act; 7] = [
+pub const DISTURBING: [Act; 11] = [
     Act::TakePath,
     Act::TakeName,
     Act::StartClone,
@@ -50,6 +79,10 @@ pub const DISTURBING: [Act; 7] = [
     Act::RemoveImage,
     Act::ChangeSource,
     Act::RedefineSource,
+    Act::FlipOnTheWire,
+    Act::StartSource,
+    Act::LitterStaging,
+    Act::TakeClaim,
 ];
 
 /// Acts that must not matter.
@@ -61,7 +94,6 @@ pub struct Strangers {
     plan: Rc<PlanV1>,
     oracle: Rc<RefCell<Oracle>>,
     durable: Rc<RefCell<Durable>>,
-    disturbed: Rc<RefCell<bool>>,
 }
 
 impl Strangers {
@@ -70,33 +102,18 @@ impl Strangers {
             plan: Rc::new(history.scene.plan.clone()),
             oracle: Rc::clone(&history.oracle),
             durable: Rc::clone(&history.durable),
-            disturbed: Rc::clone(&history.disturbed),
         }
     }
 
     /// The act as something that goes wrong.
     pub fn fault(&self, act: Act, seed: u64) -> Fault {
         let strangers = self.clone();
-        let name = match act {
-            Act::TakePath => "TakePath",
-            Act::TakeName => "TakeName",
-            Act::StartClone => "StartClone",
-            Act::FlipBit => "FlipBit",
-            Act::RemoveImage => "RemoveImage",
-            Act::ChangeSource => "ChangeSource",
-            Act::RedefineSource => "RedefineSource",
-            Act::RefreshPools => "RefreshPools",
-            Act::RestartLibvirt => "RestartLibvirt",
-        };
-        Fault::Meanwhile(name, Rc::new(move |world| strangers.act(world, act, seed)))
+        Fault::Meanwhile(act.name(), Rc::new(move |world| strangers.act(world, act, seed)))
     }
 
     /// Does it.
     pub fn act(&self, world: &SimWorld, act: Act, seed: u64) {
         let mut seed = Seed::new(seed);
-        if DISTURBING.contains(&act) {
-            *self.disturbed.borrow_mut() = true;
-        }
         world.with(|core| match act {
             Act::TakePath => self.take_path(core, &mut seed),
             Act::TakeName => self.take_name(core),
@@ -113,15 +130,21 @@ impl Strangers {
                 }
             }
             Act::RestartLibvirt => {
-                let machine = core.machine_mut(Side::Destination);
-                machine.late.retain(|late| late.agent.is_some());
-                machine.libvirt.load(&mut machine.files, false);
+                let side = if seed.chance(80) { Side::Destination } else { Side::Source };
+                core.machine_mut(side).restart_libvirt();
             }
+            Act::FlipOnTheWire => self.flip_on_the_wire(core),
+            Act::StartSource => self.start_source(core),
+            Act::LitterStaging => self.litter_staging(core),
+            Act::TakeClaim => self.take_claim(core),
         });
     }
 
-    fn accept(&self, core: &Core, side: Side, paths: Vec<String>, domains: Vec<String>) {
-        self.oracle.borrow_mut().accept(core, side, &Changed { paths, domains });
+    /// Tells the judge what was done, and what it may lead to.
+    fn accept(&self, core: &Core, side: Side, cause: Cause, paths: Vec<String>, domains: Vec<String>) {
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.causes.insert(cause);
+        oracle.accept(core, side, &Changed { paths, domains });
     }
 
     fn some_disk(&self, seed: &mut Seed) -> usize {
@@ -129,13 +152,7 @@ impl Strangers {
     }
 
     fn take_path(&self, core: &mut Core, seed: &mut Seed) {
-        let path = self.plan.disks[self.some_disk(seed)].final_path.clone();
-        let files = &mut core.machine_mut(Side::Destination).files;
-        if files.make_file(&path, 0o600, Content::of(b"a stranger's")).is_ok() {
-            files.sync(&path).unwrap();
-            files.sync(split(&path).0).unwrap();
-            self.accept(core, Side::Destination, vec![path], vec![]);
-        }
+        self.put(core, self.plan.disks[self.some_disk(seed)].final_path.clone(), Cause::PathTaken);
     }
 
     fn take_name(&self, core: &mut Core) {
@@ -144,13 +161,16 @@ impl Strangers {
         let text = definition(&name, DomainUuid([0x5a; 16]), &[]);
         if machine.libvirt.define(&mut machine.files, &text).is_ok() {
             machine.files.sync(DEFINITIONS).unwrap();
-            self.accept(core, Side::Destination, vec![format!("{DEFINITIONS}/{name}.xml")], vec![name]);
+            let paths = vec![format!("{DEFINITIONS}/{name}.xml")];
+            self.accept(core, Side::Destination, Cause::NameTaken, paths, vec![name]);
         }
     }
 
     fn start_clone(&self, core: &mut Core) {
         if core.machine_mut(Side::Destination).start(self.plan.clone_uuid).is_ok() {
-            self.oracle.borrow_mut().touched = true;
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.touched = true;
+            oracle.causes.insert(Cause::CloneStarted);
         }
     }
 
@@ -176,7 +196,7 @@ impl Strangers {
         let size = files.stat(path).map_or(0, |stat| stat.size);
         if size > 0 && self.is_unread(disk) {
             files.decay(path, seed.below(size));
-            self.oracle.borrow_mut().decayed = true;
+            self.decay();
         }
     }
 
@@ -190,10 +210,14 @@ impl Strangers {
             return;
         }
         if let Some(stat) = files.stat(path) {
+            // Its staging name is what proves that a published image is ours: without it, it is nobody's and stays.
+            let orphaned = path == &disk.staging_path && files.find(&disk.final_path) == files.find(path);
             files.unlink(path, stat.inode).unwrap();
             files.sync(split(path).0).unwrap();
             self.oracle.borrow_mut().removed = true;
-            self.accept(core, Side::Destination, vec![path.clone()], vec![]);
+            let orphan = orphaned.then(|| disk.final_path.clone());
+            let paths = [path.clone()].into_iter().chain(orphan).collect();
+            self.accept(core, Side::Destination, Cause::ImageRemoved, paths, vec![]);
         }
     }
 
@@ -212,7 +236,7 @@ impl Strangers {
             files.set_size(&path, stat.inode, stat.size + 5000, false).unwrap();
         }
         files.sync(&path).unwrap();
-        self.accept(core, Side::Source, vec![path], vec![]);
+        self.accept(core, Side::Source, Cause::SourceChanged, vec![path], vec![]);
     }
 
     fn redefine_source(&self, core: &mut Core) {
@@ -221,6 +245,50 @@ impl Strangers {
         machine.libvirt.define(&mut machine.files, &text).unwrap();
         machine.files.sync(DEFINITIONS).unwrap();
         let name = self.plan.request.vm_name.clone();
-        self.accept(core, Side::Source, vec![format!("{DEFINITIONS}/{name}.xml")], vec![name]);
+        let paths = vec![format!("{DEFINITIONS}/{name}.xml")];
+        self.accept(core, Side::Source, Cause::SourceRedefined, paths, vec![name]);
+    }
+
+    fn decay(&self) {
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.decayed = true;
+        oracle.causes.insert(Cause::BytesFlipped);
+    }
+
+    /// What the agents' hashes in flight cannot see: a byte that turns between the last check and the disk.
+    fn flip_on_the_wire(&self, core: &mut Core) {
+        if self.plan.request.options.verify {
+            core.flips_next_write = true;
+            self.decay();
+        }
+    }
+
+    fn start_source(&self, core: &mut Core) {
+        if core.machine_mut(Side::Source).start(self.plan.request.vm_uuid).is_ok() {
+            let files = &mut core.machine_mut(Side::Source).files;
+            self.plan.disks.iter().for_each(|disk| files.sync(&disk.source_path).unwrap());
+            let paths = self.plan.disks.iter().map(|disk| disk.source_path.clone()).collect();
+            let domains = vec![self.plan.request.vm_name.clone()];
+            self.accept(core, Side::Source, Cause::SourceChanged, paths, domains);
+        }
+    }
+
+    /// A file of somebody else's, and the directories that it keeps from being empty.
+    fn put(&self, core: &mut Core, path: String, cause: Cause) {
+        let files = &mut core.machine_mut(Side::Destination).files;
+        if files.make_file(&path, 0o600, Content::of(b"a stranger's")).is_ok() {
+            files.sync(&path).unwrap();
+            files.sync(split(&path).0).unwrap();
+            let directories = path.match_indices('/').skip(1).map(|(end, _)| path[..end].to_owned());
+            self.accept(core, Side::Destination, cause, directories.chain([path.clone()]).collect(), vec![]);
+        }
+    }
+
+    fn litter_staging(&self, core: &mut Core) {
+        self.put(core, format!("{}/note", self.plan.directories[0].staging), Cause::Littered);
+    }
+
+    fn take_claim(&self, core: &mut Core) {
+        self.put(core, format!("{HOST_RECORDS}/names/{}", self.plan.request.new_name), Cause::PathTaken);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use journal_format::UnixMillis;
 use kvm_clone::world::{ChunkSink, CopyJob, CopySummary, Fault, FaultKind, Host, ProcessId, Side, World};
 
 use crate::copy;
+use crate::durability::Survival;
 use crate::faults::{self, Effect, FaultPlan, Injection};
 use crate::host::SimHost;
 use crate::machine::{Agent, Machine};
@@ -47,6 +49,10 @@ pub struct Core {
     next_pid: u32,
     pub watch: Option<Watch>,
     pub broken: Vec<String>,
+    /// How often what went wrong.
+    pub struck: BTreeMap<&'static str, u64>,
+    /// The next chunk that is written arrives with a byte flipped.
+    pub flips_next_write: bool,
 }
 
 fn index(side: Side) -> usize {
@@ -119,6 +125,11 @@ impl Core {
         }
     }
 
+    /// Something went wrong.
+    pub fn count(&mut self, kind: &'static str) {
+        *self.struck.entry(kind).or_default() += 1;
+    }
+
     fn full(&mut self, full: bool) {
         self.machines[index(Side::Destination)].files.set_full(full);
     }
@@ -141,6 +152,8 @@ impl SimWorld {
             next_pid: 1000,
             watch: None,
             broken: Vec::new(),
+            struck: BTreeMap::new(),
+            flips_next_write: false,
         };
         let world = Self { core: Rc::new(RefCell::new(core)), controller: 0 };
         world.with(|core| core.pass_time(1000));
@@ -241,7 +254,11 @@ impl SimWorld {
         if let Some(trace) = &mut controller.trace {
             trace.push(operation());
         }
-        controller.faults.take(number)
+        let injection = controller.faults.take(number);
+        if let Some(injection) = &injection {
+            core.count(injection.kind());
+        }
+        injection
     }
 
     /// What can happen anywhere, an append to the journal included. Returns what only an operation on a host knows.
@@ -249,10 +266,7 @@ impl SimWorld {
         match injection.fault {
             faults::Fault::Crash if injection.effect == Effect::Never => self.crash(),
             faults::Fault::PowerCut(side, survival) if injection.effect == Effect::Never => {
-                self.with(|core| {
-                    core.machine_mut(side).cut_power(survival);
-                    core.look();
-                });
+                self.cut_power(side, survival);
                 None
             }
             faults::Fault::DiskFull => {
@@ -272,6 +286,14 @@ impl SimWorld {
         }
     }
 
+    /// That host's power goes and comes back.
+    pub fn cut_power(&self, side: Side, survival: Survival) {
+        self.with(|core| {
+            core.machine_mut(side).cut_power(survival);
+            core.look();
+        });
+    }
+
     /// A place in the journal where the controller can die. `false`: the journal's disk fails instead.
     pub fn journal_point(&self, operation: &dyn Fn() -> String, effect: impl FnOnce()) -> bool {
         let injection = self.number(operation).and_then(|injection| self.strike(injection));
@@ -282,10 +304,7 @@ impl SimWorld {
         match injection.map(|injection| injection.fault) {
             Some(faults::Fault::Crash) => self.crash(),
             Some(faults::Fault::JournalFails) => return false,
-            Some(faults::Fault::PowerCut(side, survival)) => self.with(|core| {
-                core.machine_mut(side).cut_power(survival);
-                core.look();
-            }),
+            Some(faults::Fault::PowerCut(side, survival)) => self.cut_power(side, survival),
             // Nothing of a host is asked for here.
             _ => {}
         }
@@ -320,8 +339,13 @@ impl World for SimWorld {
                 self.add_agent(side);
                 self.crash();
             }
+            Some(Injection { fault: faults::Fault::PowerCut(other, survival), .. }) if other != side => {
+                let agent = self.add_agent(side);
+                self.cut_power(other, survival);
+                return Ok(Rc::new(SimHost { world: self.clone(), side, agent }));
+            }
             Some(Injection { fault: faults::Fault::PowerCut(side, survival), .. }) => {
-                self.with(|core| core.machine_mut(side).cut_power(survival));
+                self.cut_power(side, survival);
                 return Err(fault(FaultKind::Unreachable, "connection refused"));
             }
             Some(Injection { fault: faults::Fault::Fails(kind), .. }) => return Err(fault(kind, "injected")),

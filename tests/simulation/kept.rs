@@ -1,0 +1,97 @@
+//! Broken promises that random histories found, each told in one line and lived again for ever.
+
+use journal_format::AttemptPurpose;
+use kvm_clone::world::Side;
+
+use crate::durability::Survival;
+use crate::faults::{Effect, Fault, FaultPlan};
+use crate::history::{History, Life};
+use crate::scene::{Scene, Shape};
+use crate::world::SimWorld;
+
+const SEED: u64 = 3;
+
+/// The number of the operation of a clean clone that is told so.
+fn operation(shape: Shape, seed: u64, told: &str) -> u64 {
+    let mut history = History::new(shape, seed);
+    let (_, world) = history.live_traced(AttemptPurpose::Run);
+    let trace = world.trace();
+    trace.iter().position(|line| line.contains(told)).expect("a clean clone does that") as u64
+}
+
+/// The first life, with what goes wrong in it, then what comes between, then on to the end.
+fn lived(
+    shape: Shape,
+    seed: u64,
+    faults: FaultPlan,
+    between: &dyn Fn(&mut History),
+    purpose: AttemptPurpose,
+    settled: &dyn Fn(&SimWorld) -> Result<(), String>,
+) {
+    let mut history = History::new(shape, seed);
+    let (_, world) = history.live(AttemptPurpose::Run, faults);
+    assert!(world.is_spent(), "what was to go wrong never did");
+    between(&mut history);
+    let ending = history.settle(purpose);
+    let verdict = settled(&history.scene.world);
+    let verdict = verdict.and_then(|()| history.verdict(ending.as_ref(), purpose == AttemptPurpose::Rollback));
+    if let Err(broken) = verdict {
+        panic!("{}", history.report(&broken, "kept"));
+    }
+}
+
+/// A power cut kept the mode of a new staged image and lost its size; an image of holes is never written to, so the clone
+/// was defined with a disk that was too short.
+#[test]
+fn a_staged_image_that_lost_its_size_gets_it_again() {
+    let shape = Shape { disks: 1, verify: false, ..Shape::plain() };
+    let is_hole = |seed: &u64| Scene::new(shape, *seed).images[0].allocated_bytes() == 0;
+    let not_empty = |seed: &u64| Scene::new(shape, *seed).images[0].size() > 0;
+    let seed = (0..10_000).find(|seed| is_hole(seed) && not_empty(seed)).expect("some image is nothing but holes");
+    let made = operation(shape, seed, "destination: set attributes of");
+    for survival in (0..64).map(Survival::Subset) {
+        let cut = |history: &mut History| history.cut_power(Side::Destination, survival);
+        let faults = FaultPlan::at(made, Fault::Crash, Effect::First);
+        lived(shape, seed, faults, &cut, AttemptPurpose::Resume, &|_| Ok(()));
+    }
+}
+
+/// libvirtd died before it had written the whole of `NAME.xml.new`; a rollback left the torn file for ever.
+#[test]
+fn a_torn_definition_of_ours_is_taken_away() {
+    let shape = Shape::plain();
+    let defining = operation(shape, SEED, "destination: define");
+    for changes in 0..4 {
+        for purpose in [AttemptPurpose::Rollback, AttemptPurpose::Resume] {
+            let faults = FaultPlan::at(defining, Fault::BrokenOff, Effect::Part(changes));
+            lived(shape, SEED, faults, &|_| {}, purpose, &|_| Ok(()));
+        }
+    }
+}
+
+/// A resumed clean-up ended before a libvirt call of the attempt before it had landed: the definition was written once more
+/// when nobody would sync it.
+#[test]
+fn nothing_lands_after_the_end_of_a_clean_up() {
+    let shape = Shape { start: true, ..Shape::plain() };
+    for told in
+        ["destination: set title", "destination: set metadata", "destination: set autostart", "destination: start"]
+    {
+        let faults = FaultPlan::at(operation(shape, SEED, told), Fault::Crash, Effect::Late(3900));
+        lived(shape, SEED, faults, &|_| {}, AttemptPurpose::Resume, &|world| {
+            let waiting = world.with(|core| core.machine(Side::Destination).late.len());
+            if waiting == 0 { Ok(()) } else { Err(format!("{told}: {waiting} calls were still to land")) }
+        });
+    }
+}
+
+/// One seed is one history, operation by operation.
+#[test]
+fn a_seed_is_the_same_history_each_time() {
+    let live = || {
+        let mut history = History::new(Shape::plain(), SEED);
+        let (life, world) = history.live_traced(AttemptPurpose::Run);
+        (matches!(life, Life::Ended(_)), world.trace())
+    };
+    assert_eq!(live(), live());
+}
