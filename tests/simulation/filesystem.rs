@@ -150,12 +150,14 @@ impl Filesystem {
             if self.node_at(directory).is_none() {
                 self.make_dir(directory, 0o711).expect("an empty mount point");
             }
+            self.sync(split(directory).0).expect("its parent is there");
         }
     }
 
     /// Mounts again what was taken away.
     pub fn mount(&mut self, path: &str) {
         self.remove_dir(path).expect("an empty mount point");
+        self.sync(split(path).0).expect("its parent is there");
         let mount = self.mounts.iter_mut().find(|mount| mount.path == unmounted(path));
         path.clone_into(&mut mount.expect("it was mounted before").path);
     }
