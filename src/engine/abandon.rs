@@ -11,7 +11,7 @@ use crate::history::Last;
 use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError};
 use crate::observer::Observer;
-use crate::steps::host_record::{CLAIMS, HostRecord};
+use crate::steps::host_record::{CLAIMS, HOST_ROOT, HostRecord};
 use crate::steps::{self, Context, Probe};
 use crate::world::{FaultKind, Side, World};
 
@@ -102,6 +102,9 @@ fn give_up(context: &mut Context, reason: &str) -> Result<Ending, Failure> {
         // Before the claim goes: without a durable mark another copy of the journal would act on what it no longer holds.
         context.destination.sync(&context.record.directory)?;
         release_claim(context)?;
+    } else if context.destination.stat(HOST_ROOT)?.is_some() {
+        // A rollback may have died after it took the record away and before that was durable: it must not come back.
+        context.destination.sync(HOST_ROOT)?;
     }
     close(&mut context.recorder, context.world, reason)?;
     Ok(Ending::Abandoned { left: Some(what_is_left(context)) })

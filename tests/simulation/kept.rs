@@ -85,6 +85,26 @@ fn nothing_lands_after_the_end_of_a_clean_up() {
     }
 }
 
+/// A rollback died after it took the host record away and before that was durable; once abandoned, a power cut would have
+/// brought the record back with an owner.
+#[test]
+fn an_abandoned_record_does_not_come_back() {
+    let begun = || {
+        let mut history = History::new(Shape::plain(), SEED);
+        let defining = operation(Shape::plain(), SEED, "destination: define");
+        history.live(AttemptPurpose::Run, FaultPlan::at(defining, Fault::Crash, Effect::First));
+        history
+    };
+    let (_, world) = begun().live_traced(AttemptPurpose::Rollback);
+    let taken = world.trace().iter().position(|line| line.contains("rename /var/lib/kvm-clone/host/"));
+    let mut history = begun();
+    let taken = taken.expect("a rollback takes the record away") as u64;
+    let (life, _) = history.live(AttemptPurpose::Rollback, FaultPlan::at(taken, Fault::Crash, Effect::First));
+    assert_eq!(life, Life::Crashed);
+    let ending = history.give_up();
+    history.verdict(ending.as_ref(), true).unwrap_or_else(|broken| panic!("{}", history.report(&broken, "kept")));
+}
+
 /// One seed is one history, operation by operation.
 #[test]
 fn a_seed_is_the_same_history_each_time() {
