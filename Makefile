@@ -59,10 +59,12 @@ release: ## target/release/kvm-clone, and beside it the static kvm-clone-agent
 bench: install release ## Times kvm-clone against scp, in turns; fails when it is slower
 	$(SUDO) tests/lab/bench
 
-# Without a sanitizer the fuzz targets need no other toolchain than everything else; what they read is safe Rust.
+# Without a sanitizer the fuzz targets need no other toolchain than everything else; all but sled is safe Rust there.
 FUZZ := $(CARGO) fuzz
 FUZZ_FLAGS := --sanitizer none
 FUZZ_SECONDS ?= 60
+# A store that fails is never given back (it would write), so `journal` takes about 8 MB a second.
+FUZZ_MEMORY_MB ?= 8192
 TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
 
 fuzz-build: ## Build the fuzz targets
@@ -73,7 +75,7 @@ fuzz: fuzz-build ## Fuzz for FUZZ_SECONDS each (60); TARGETS="frame qcow2" names
 	@for target in $(TARGETS); do \
 		mkdir -p fuzz/corpus/$$target && \
 		$(FUZZ) run $(FUZZ_FLAGS) $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
-			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+			-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=$(FUZZ_MEMORY_MB) -print_final_stats=1 || exit 1; \
 	done
 
 lab-up: install ## Two hosts to try things on

@@ -225,3 +225,64 @@ impl Deadline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use crate::cli::{Cli, Command};
+
+    /// Words that mean something here, and any others.
+    fn word() -> impl Strategy<Value = String> {
+        let known = [
+            "run",
+            "clone",
+            "resume",
+            "journal",
+            "verify",
+            "local",
+            "root@kvm1",
+            "ssh://me@[::1]:22",
+            "web01",
+            "--new-name",
+            "--dry-run",
+            "--chunk-size",
+            "64K",
+            "--bandwidth-limit=100M",
+            "1.5G",
+            "--network-map",
+            "a=b",
+            "--pool",
+            "--directory",
+            "/srv/vm",
+            "--ssh-key",
+            "--timeout",
+            "5",
+            "--json",
+            "--quiet",
+            "-v",
+            "--state-dir=/x",
+            "--",
+            "",
+        ];
+        prop_oneof![3 => select(known.to_vec()).prop_map(str::to_owned), 1 => any::<String>()]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn any_words_are_read_or_refused(runs: bool, words in vec(word(), 0..10)) {
+            let first = if runs { &["kvm-clone", "run", "local", "kvm2", "web01"][..] } else { &["kvm-clone"] };
+            let words = first.iter().map(|word| (*word).to_owned()).chain(words);
+            if let Ok(cli) = Cli::try_parse_from(words)
+                && let Command::Run(args) = cli.command
+                && let Ok(request) = args.request()
+            {
+                prop_assert!(request.check().is_ok());
+            }
+        }
+    }
+}

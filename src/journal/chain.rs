@@ -212,7 +212,7 @@ impl std::fmt::Display for Repair {
             Self::TailCut { sequence, bytes } => {
                 write!(
                     f,
-                    "events.log: {bytes} bytes cut off in the place of record {sequence}: no record that was acknowledged"
+                    "events.log: {bytes} bytes cut off in the place of record {sequence}: neither copy has a whole record there"
                 )
             }
             Self::LogRestored { from, frames } => {

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod full_disk;
 #[path = "../lab/mod.rs"]
 mod lab;
 
