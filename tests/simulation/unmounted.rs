@@ -9,8 +9,6 @@ use crate::history::{History, Life};
 use crate::scene::{IMAGES, Shape};
 
 const SEED: u64 = 5;
-/// Every so many operations of a clean clone are tried.
-const STRIDE: usize = 3;
 
 fn a_life_without_it(operation: u64, purpose: AttemptPurpose) {
     let shape = Shape { disks: 1, two_directories: false, ..Shape::plain() };
@@ -51,7 +49,7 @@ fn a_life_without_it(operation: u64, purpose: AttemptPurpose) {
 fn what_is_not_mounted_is_not_gone() {
     let mut history = History::new(Shape { disks: 1, two_directories: false, ..Shape::plain() }, SEED);
     let (_, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
-    for operation in (0..world.operations()).step_by(STRIDE) {
+    for operation in 0..world.operations() {
         a_life_without_it(operation, AttemptPurpose::Resume);
         a_life_without_it(operation, AttemptPurpose::Rollback);
     }
