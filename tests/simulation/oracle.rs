@@ -497,7 +497,8 @@ impl Oracle {
         if title != self.plan.title {
             return Err(format!("the clone's title is {title:?}"));
         }
-        if self.plan.request.options.start && !self.ran {
+        // What a person took an image from cannot be started; that is named, and left.
+        if self.plan.request.options.start && !self.ran && !self.removed {
             return Err("the clone was to be started".to_owned());
         }
         if machine.files.stat(&format!("{AUTOSTART}/{name}.xml")).is_some() != self.plan.autostart {
