@@ -110,3 +110,29 @@ fn an_overtaken_controller_changes_nothing_after_a_resume() {
 fn an_overtaken_controller_changes_nothing_after_a_rollback() {
     every_overtaking(AttemptPurpose::Rollback);
 }
+
+/// A state directory was copied, and the copy went on: what the other one knows is older than what the owner file says.
+#[test]
+fn a_stale_copy_of_a_journal_stops() {
+    let mut clean = History::new(Shape::plain(), SEED);
+    let (_, world) = clean.live_traced(AttemptPurpose::Run);
+    let defining = world.trace().iter().position(|line| line.contains("destination: define")).expect("it is defined");
+    for purpose in [AttemptPurpose::Resume, AttemptPurpose::Rollback] {
+        let mut history = History::new(Shape::plain(), SEED);
+        history.live(AttemptPurpose::Run, FaultPlan::at(defining as u64, Fault::Crash, Effect::First));
+        let stale = Rc::new(RefCell::new(history.durable.borrow().clone()));
+        history.pause();
+        let (life, _) = history.live(AttemptPurpose::Resume, FaultPlan::at(40, Fault::Crash, Effect::First));
+        assert_eq!(life, Life::Crashed);
+        history.pause();
+        let see = |history: &History| history.scene.world.with(|core| Snapshot::of(core.machine(Side::Destination)));
+        let left = see(&history);
+        let world = history.scene.world.another_life(FaultPlan::none());
+        let life = drive(&world, history.scene.plan.txn, &stale, &history.oracle, purpose);
+        world.end();
+        assert!(matches!(life, Life::Ended(Ending::Stuck(_))), "{purpose:?}: {life:?}");
+        left.is(&see(&history)).unwrap();
+        let ending = history.settle(AttemptPurpose::Resume);
+        history.verdict(ending.as_ref(), false).unwrap_or_else(|broken| panic!("{}", history.report(&broken, "stale")));
+    }
+}
