@@ -263,5 +263,6 @@ fn a_sparse_disk_costs_what_its_data_costs() {
         let allocated = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(lab.b().path(&image)).unwrap()) * 512;
         assert!(allocated <= DATA + DATA / 10, "{allocated} bytes allocated for {DATA}");
     }
-    assert!(seconds[1] <= 1.5 * seconds[0] + 0.5, "{seconds:?} s of CPU for the same data, dense and in 64 GiB");
+    // The zeros around a chunk are hashed for the root, up to the block that it lies in: that is the rest.
+    assert!(seconds[1] <= 3.0 * seconds[0], "{seconds:?} s of CPU for the same data, dense and in 64 GiB");
 }
