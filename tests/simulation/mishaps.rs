@@ -83,6 +83,25 @@ fn an_answer_may_be_late_anywhere() {
     everywhere(&Fault::TimesOut, &LOST, false);
 }
 
+/// libvirt accepted the definition, and carries it out when the rollback has already looked for it.
+#[test]
+fn a_definition_that_lands_late_is_rolled_back() {
+    let mut clean = History::new(shape(), SEED);
+    let (_, world) = clean.live_traced(AttemptPurpose::Run);
+    let defining = world.trace().iter().position(|line| line.ends_with(": define")).expect("it is defined") as u64;
+    for fault in [Fault::TimesOut, Fault::Crash, Fault::LinkCut, Fault::AgentDies] {
+        for millis in [10, 500, 3000, 4000] {
+            let mut history = History::new(shape(), SEED);
+            let faults = FaultPlan::at(defining, fault.clone(), Effect::Late(millis));
+            history.live(AttemptPurpose::Run, faults);
+            let ending = history.settle(AttemptPurpose::Rollback);
+            if let Err(broken) = history.verdict(ending.as_ref(), true) {
+                panic!("{}", history.report(&broken, &format!("{fault:?}, landing after {millis} ms")));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_host_may_lose_its_power_anywhere() {
     for side in [Side::Source, Side::Destination] {
