@@ -47,7 +47,7 @@ impl StepHistory {
     }
 }
 
-/// A disk's source as the ledger knows it.
+/// An image's source as the ledger knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceStamp {
     /// The stamp that the ledger belongs to.
@@ -75,7 +75,7 @@ pub struct History {
     pub forward: Vec<StepHistory>,
     /// By `StepRef::CleanUp`.
     pub clean_up: Vec<StepHistory>,
-    /// By disk.
+    /// By image.
     pub sources: Vec<SourceStamp>,
     /// Number of records.
     pub records: u64,
@@ -109,7 +109,11 @@ impl History {
         let mut history = Self {
             forward: vec![StepHistory::new(); plan.steps.len()],
             clean_up: vec![StepHistory::new(); plan.clean_up.len()],
-            sources: plan.disks.iter().map(|disk| SourceStamp { stamp: disk.source_stamp, changed: false }).collect(),
+            sources: plan
+                .images
+                .iter()
+                .map(|image| SourceStamp { stamp: image.source_stamp, changed: false })
+                .collect(),
             plan: Rc::new(plan.as_ref().clone()),
             records: 1,
             last_at: first.at,
@@ -202,8 +206,8 @@ impl History {
                 }
                 self.finished = Some((*end, record.at));
             }
-            EventV1::SourceChanged { disk, stamp } => {
-                let source = self.sources.get_mut(*disk as usize).ok_or_else(refuse)?;
+            EventV1::SourceChanged { image, stamp } => {
+                let source = self.sources.get_mut(*image as usize).ok_or_else(refuse)?;
                 *source = SourceStamp { stamp: *stamp, changed: true };
             }
             EventV1::LeftBehind { step, failure } => {

@@ -8,8 +8,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, DirectoryV1, DiskV1, DomainUuid, EndpointV1, OptionsV1, PlanV1, RequestV1,
-    SourceStampV1, StepV1, TxnId, UnixMillis,
+    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, OptionsV1, PlanV1,
+    RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 
 use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, rewrite};
@@ -81,7 +81,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         title: survey.source.definition.title.clone(),
         autostart: survey.source.vm.autostart,
         directories,
-        disks,
+        images: disks,
         pools,
         steps,
         clean_up,
@@ -121,7 +121,7 @@ fn lay_out(
     survey: &Survey,
     txn: TxnId,
     circumstances: &mut Circumstances<'_>,
-) -> Result<(Vec<DirectoryV1>, Vec<DiskV1>), PlanError> {
+) -> Result<(Vec<DirectoryV1>, Vec<ImageV1>), PlanError> {
     let mut directories: Vec<DirectoryV1> = Vec::new();
     let mut disks = Vec::new();
     for disk in &survey.source.disks {
@@ -151,11 +151,12 @@ fn planned_disk(
     facts: &DirectoryFacts,
     index: usize,
     directory: &DirectoryV1,
-) -> DiskV1 {
+) -> ImageV1 {
     let owner = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
-    DiskV1 {
-        target: disk.target.clone(),
+    ImageV1 {
+        role: ImageRoleV1::Disk { target: disk.target.clone() },
         format: disk.format,
+        reached_by: disk.path.clone(),
         source_path: image.path.clone(),
         source_stamp: SourceStampV1 {
             size: image.stat.size,
@@ -170,6 +171,7 @@ fn planned_disk(
         mode: final_mode(image.stat.mode),
         // A name that the destination does not know is root's there, never a stranger's with the same number.
         owner: (owner.user.unwrap_or(0), owner.group.unwrap_or(0)),
+        patches: Vec::new(),
     }
 }
 
@@ -185,7 +187,7 @@ fn clone_definition(
     request: &Request,
     survey: &Survey,
     clone_uuid: DomainUuid,
-    disks: &[DiskV1],
+    disks: &[ImageV1],
     circumstances: &mut Circumstances<'_>,
 ) -> Result<String, PlanError> {
     let source = &survey.source.definition;
@@ -251,17 +253,17 @@ fn touched_pools(survey: &Survey, directories: &[DirectoryV1]) -> Vec<String> {
         .collect()
 }
 
-fn forward_steps(request: &Request, directories: usize, disks: usize) -> Vec<StepV1> {
+fn forward_steps(request: &Request, directories: usize, images: usize) -> Vec<StepV1> {
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory: number(directory) }));
     steps.push(StepV1::DetectSharedStorage);
-    for disk in (0..disks).map(number) {
-        steps.extend([StepV1::CreateDisk { disk }, StepV1::TransferDisk { disk }]);
+    for image in (0..images).map(number) {
+        steps.extend([StepV1::CreateImage { image }, StepV1::TransferImage { image }]);
         if request.verify {
-            steps.push(StepV1::VerifyDisk { disk });
+            steps.push(StepV1::VerifyImage { image });
         }
     }
-    steps.extend((0..disks).map(|disk| StepV1::PublishDisk { disk: number(disk) }));
+    steps.extend((0..images).map(|image| StepV1::PublishImage { image: number(image) }));
     steps.push(StepV1::DefineDomain);
     steps
 }

@@ -104,8 +104,8 @@ pub enum EventV1 {
     },
     /// A source's image has another stamp than before; what of the ledger is no longer so has been taken out of it.
     SourceChanged {
-        /// Index into `PlanV1::disks`.
-        disk: u32,
+        /// Index into `PlanV1::images`.
+        image: u32,
         /// The stamp that the ledger belongs to from here on.
         stamp: SourceStampV1,
     },

@@ -1,12 +1,12 @@
-//! The bytes of a ledger's entries, and the seal that tells whether all entries of a disk are there.
+//! The bytes of a ledger's entries, and the seal that tells whether all entries of an image are there.
 //!
 //! An entry is a promise that a chunk is durable. Losing one costs re-hashing; believing one that was taken back costs
-//! correctness. So each disk has a seal over its entries, and a ledger that does not match its seal is dropped whole.
+//! correctness. So each image has a seal over its entries, and a ledger that does not match its seal is dropped whole.
 
 use crate::event::{ChunkRecordV1, ChunkState};
 use crate::identity::ChunkValue;
 
-/// Bytes of an entry's key: disk, then chunk, both big-endian so that keys sort.
+/// Bytes of an entry's key: image, then chunk, both big-endian so that keys sort.
 pub const LEDGER_KEY_BYTES: usize = 12;
 /// Bytes of a seal.
 pub const LEDGER_SEAL_BYTES: usize = 41;
@@ -37,9 +37,9 @@ pub enum LedgerError {
 }
 
 /// The key of one chunk's entry.
-pub fn ledger_key(disk: u32, index: u64) -> [u8; LEDGER_KEY_BYTES] {
+pub fn ledger_key(image: u32, index: u64) -> [u8; LEDGER_KEY_BYTES] {
     let mut key = [0; LEDGER_KEY_BYTES];
-    key[..4].copy_from_slice(&disk.to_be_bytes());
+    key[..4].copy_from_slice(&image.to_be_bytes());
     key[4..].copy_from_slice(&index.to_be_bytes());
     key
 }
@@ -59,7 +59,7 @@ pub fn ledger_value(state: &ChunkState) -> Vec<u8> {
 /// Disk and chunk of one entry.
 pub fn decode_ledger_entry(key: &[u8], value: &[u8]) -> Result<(u32, ChunkRecordV1), LedgerError> {
     let shape = || LedgerError::Shape { key_bytes: key.len(), value_bytes: value.len() };
-    let (disk, index) = key.split_first_chunk::<4>().ok_or_else(shape)?;
+    let (image, index) = key.split_first_chunk::<4>().ok_or_else(shape)?;
     let index: &[u8; 8] = index.try_into().map_err(|_| shape())?;
     let (&[version, kind], rest) = value.split_first_chunk::<2>().ok_or_else(shape)?;
     let state = match (version, kind) {
@@ -68,10 +68,10 @@ pub fn decode_ledger_entry(key: &[u8], value: &[u8]) -> Result<(u32, ChunkRecord
         (VERSION, ZERO) => return Err(shape()),
         _ => return Err(LedgerError::Newer { version, kind }),
     };
-    Ok((u32::from_be_bytes(*disk), ChunkRecordV1 { index: u64::from_be_bytes(*index), state }))
+    Ok((u32::from_be_bytes(*image), ChunkRecordV1 { index: u64::from_be_bytes(*index), state }))
 }
 
-/// The number of a disk's entries and the exclusive or of their BLAKE3 values (key, then value).
+/// The number of an image's entries and the exclusive or of their BLAKE3 values (key, then value).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LedgerSeal {
     count: u64,

@@ -1,5 +1,7 @@
 //! The plan of a transaction: complete, with every name, UUID, MAC and path already chosen.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{ControllerId, DomainUuid, Inode, TxnId, UnixMillis};
@@ -29,8 +31,8 @@ pub struct PlanV1 {
     pub autostart: bool,
     /// Directories on the destination that receive final names. Each gets a staging directory.
     pub directories: Vec<DirectoryV1>,
-    /// The disks, in the order of the definition.
-    pub disks: Vec<DiskV1>,
+    /// The files to be copied: the disks in the order of the definition first.
+    pub images: Vec<ImageV1>,
     /// Active pools of the destination that hold a touched directory; refreshed at the end.
     pub pools: Vec<String>,
     /// What is done before the commit, in this order; undone in the opposite order.
@@ -98,14 +100,16 @@ pub struct DirectoryV1 {
     pub nonce: [u8; 16],
 }
 
-/// One disk to be copied.
+/// One file to be copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskV1 {
-    /// Target name in the definition, such as `vda`.
-    pub target: String,
+pub struct ImageV1 {
+    /// What of the VM it is.
+    pub role: ImageRoleV1,
     /// Format of the image, from the definition, never probed.
-    pub format: DiskFormat,
-    /// The image on the source, absolute.
+    pub format: ImageFormat,
+    /// The path by which the source VM reaches it, absolute. At each attempt it still has to lead to `source_path`.
+    pub reached_by: String,
+    /// The image on the source: its real path, behind all symlinks.
     pub source_path: String,
     /// What the source's image looked like when it was planned.
     pub source_stamp: SourceStampV1,
@@ -121,6 +125,49 @@ pub struct DiskV1 {
     pub mode: u32,
     /// Owner and group by number on the destination.
     pub owner: (u32, u32),
+    /// Bytes that are other ones in the copy, ascending and disjoint: references to images that have another path there.
+    pub patches: Vec<PatchV1>,
+}
+
+/// What of a VM a file is. `Display` gives its word in messages and marks, which no two images of a plan share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageRoleV1 {
+    /// What a disk writes to.
+    Disk {
+        /// Target name in the definition, such as `vda`.
+        target: String,
+    },
+    /// What lies below, in a chain of images.
+    Layer {
+        /// Target name of the first disk that stands on it.
+        target: String,
+        /// How far below that disk's own image, from 1.
+        depth: u32,
+    },
+    /// The variables of UEFI firmware.
+    Nvram,
+    /// The state of a virtual TPM.
+    Tpm,
+}
+
+impl fmt::Display for ImageRoleV1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk { target } => f.write_str(target),
+            Self::Layer { target, depth } => write!(f, "{target}/{depth}"),
+            Self::Nvram => f.write_str("nvram"),
+            Self::Tpm => f.write_str("tpm"),
+        }
+    }
+}
+
+/// Bytes of an image that are not the source's in the copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchV1 {
+    /// Where, in bytes from the beginning of the image.
+    pub offset: u64,
+    /// What stands there in the copy.
+    pub bytes: Vec<u8>,
 }
 
 /// What tells whether a source's image changed: size and mtime do, ctime alone only makes it re-hash.
@@ -136,7 +183,7 @@ pub struct SourceStampV1 {
 
 /// Format of a disk image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DiskFormat {
+pub enum ImageFormat {
     /// Raw bytes.
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
@@ -158,24 +205,24 @@ pub enum StepV1 {
     /// A check: does the source's host see the nonces beside its disks (shared storage)?
     DetectSharedStorage,
     /// An empty staged image of the right size, mode and owner.
-    CreateDisk {
-        /// Which disk.
-        disk: u32,
+    CreateImage {
+        /// Which image.
+        image: u32,
     },
     /// The bytes of the image.
-    TransferDisk {
-        /// Which disk.
-        disk: u32,
+    TransferImage {
+        /// Which image.
+        image: u32,
     },
     /// A check: the staged image, read back from the disk, is the source's.
-    VerifyDisk {
-        /// Which disk.
-        disk: u32,
+    VerifyImage {
+        /// Which image.
+        image: u32,
     },
     /// The staged image under its final name, by link.
-    PublishDisk {
-        /// Which disk.
-        disk: u32,
+    PublishImage {
+        /// Which image.
+        image: u32,
     },
     /// The clone's definition, marked unfinished.
     DefineDomain,

@@ -29,7 +29,7 @@ fn seeds() -> PathBuf {
 
 /// A plan of one step: a variant that is added later changes no file that is there.
 fn plan_of(edit: impl FnOnce(&mut PlanV1)) -> EventV1 {
-    let mut plan = PlanV1 { steps: Vec::new(), clean_up: Vec::new(), disks: Vec::new(), ..example::plan() };
+    let mut plan = PlanV1 { steps: Vec::new(), clean_up: Vec::new(), images: Vec::new(), ..example::plan() };
     edit(&mut plan);
     EventV1::Begun { plan: Box::new(plan) }
 }

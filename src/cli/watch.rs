@@ -117,9 +117,9 @@ impl Observer for Watcher<'_> {
             EventV1::LeftBehind { step, failure } => {
                 self.end(*step, &format!("left for later: {}", failure.message));
             }
-            EventV1::SourceChanged { disk, .. } => {
-                let disk = usize::try_from(*disk).ok().and_then(|disk| self.plan.disks.get(disk));
-                let target = disk.map_or("a disk", |disk| disk.target.as_str());
+            EventV1::SourceChanged { image, .. } => {
+                let image = usize::try_from(*image).ok().and_then(|image| self.plan.images.get(image));
+                let target = image.map_or_else(|| "a disk".to_owned(), |image| image.role.to_string());
                 self.terminal.note(&format!("the source's image of {target} changed: what differs is sent again"));
             }
             // The end of an attempt is told by the command, with what to do next.

@@ -2,7 +2,7 @@
 //!
 //! Nothing is guessed: what is not written in the text is `None`, and a disk's format is never probed.
 
-use journal_format::{DiskFormat, DomainUuid};
+use journal_format::{DomainUuid, ImageFormat};
 use roxmltree::Node;
 
 use super::DomainError;
@@ -129,10 +129,10 @@ impl Disk {
     }
 
     /// The image's format, when it is one that is carried.
-    pub fn image_format(&self) -> Option<DiskFormat> {
+    pub fn image_format(&self) -> Option<ImageFormat> {
         match self.format.as_deref() {
-            Some("raw") => Some(DiskFormat::Raw),
-            Some("qcow2") => Some(DiskFormat::Qcow2),
+            Some("raw") => Some(ImageFormat::Raw),
+            Some("qcow2") => Some(ImageFormat::Qcow2),
             _ => None,
         }
     }

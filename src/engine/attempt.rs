@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{
-    AttemptPurpose, ControllerId, DiskFormat, DiskV1, Epoch, EventV1, PlanV1, ReopenCauseV1, SourceStampV1, StepV1,
+    AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageV1, PlanV1, ReopenCauseV1, SourceStampV1, StepV1,
 };
 
 use super::reopen;
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
-use crate::domain::{Definition, Disk, same, uncarried_image};
+use crate::domain::{same, uncarried_image};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::Context;
@@ -143,7 +143,7 @@ pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
         paths.push(directory.staging.clone());
         paths.push(format!("{}/", directory.staging));
     }
-    paths.extend(plan.disks.iter().map(|disk| disk.final_path.clone()));
+    paths.extend(plan.images.iter().map(|image| image.final_path.clone()));
     paths
 }
 
@@ -240,11 +240,11 @@ fn hold(world: &dyn World, host: &dyn Host, path: &str, controller: &ControllerI
 pub(super) fn open_source(context: &mut Context) -> Result<(), Failure> {
     let source = connect(context.world, Side::Source, &context.plan.request.source.machine_id)?;
     context.source = Some(source.clone());
-    for disk in &context.plan.disks {
-        match source.lock_image(&disk.source_path) {
+    for image in &context.plan.images {
+        match source.lock_image(&image.source_path) {
             Err(fault) if fault.kind == FaultKind::NotFound => {
                 return Err(Failure::turn_back(
-                    format!("{} on {} is gone", disk.source_path, source.name()),
+                    format!("{} on {} is gone", image.source_path, source.name()),
                     "bring the image back, then clone again",
                 ));
             }
@@ -285,51 +285,48 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
             "clone again: the new definition is then the one that is cloned",
         ));
     }
-    let definition = Definition::parse(&domain.definition)
-        .map_err(|error| Failure::turn_back(format!("{name} on {host}: {error}"), "clone again"))?;
-    for disk in 0..u32::try_from(context.plan.disks.len()).unwrap_or(u32::MAX) {
-        still_leads_to_image(context, &definition, disk)?;
-        compare_disk(context, disk)?;
+    for image in 0..u32::try_from(context.plan.images.len()).unwrap_or(u32::MAX) {
+        still_leads_to_image(context, image)?;
+        compare_image(context, image)?;
     }
     Ok(())
 }
 
-/// The path in the definition may be a symlink, and lead elsewhere now.
-fn still_leads_to_image(context: &Context, definition: &Definition, disk: u32) -> Result<(), Failure> {
-    let (source, planned) = (context.source()?, context.disk(disk)?);
-    let path = definition.images().find(|image| image.target == planned.target).and_then(Disk::image);
-    let leads_to = path.map(|path| source.resolve(path)).transpose()?.flatten();
+/// The path that the VM knows may be a symlink, and lead elsewhere now.
+fn still_leads_to_image(context: &Context, image: u32) -> Result<(), Failure> {
+    let (source, planned) = (context.source()?, context.image(image)?);
+    let leads_to = source.resolve(&planned.reached_by)?;
     if leads_to.as_ref() == Some(&planned.source_path) {
         return Ok(());
     }
     let now = leads_to.unwrap_or_else(|| "nothing".to_owned());
     Err(Failure::turn_back(
-        format!("{} of the source VM leads to {now} now, not to {}", planned.target, planned.source_path),
+        format!("{} of the source VM leads to {now} now, not to {}", planned.role, planned.source_path),
         "clone again",
     ))
 }
 
 /// An image that was written to may have got a backing file, internal snapshots or anything else that is not carried.
-fn must_be_carried(context: &Context, disk: &DiskV1) -> Result<(), Failure> {
+fn must_be_carried(context: &Context, image: &ImageV1) -> Result<(), Failure> {
     let source = context.source()?;
-    if disk.format != DiskFormat::Qcow2 {
+    if image.format != ImageFormat::Qcow2 {
         return Ok(());
     }
-    let head = source.read(&disk.source_path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
+    let head = source.read(&image.source_path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
     let refuse = |what: String| {
-        Failure::turn_back(format!("{} on {}: {what}", disk.source_path, source.name()), "clone again: it says more")
+        Failure::turn_back(format!("{} on {}: {what}", image.source_path, source.name()), "clone again: it says more")
     };
     let header = Header::read(&head).map_err(|error| refuse(error.to_string()))?;
-    match uncarried_image(&disk.target, &header).blockers.first() {
+    match uncarried_image(&image.role.to_string(), &header).blockers.first() {
         Some(found) => Err(refuse(format!("{}: {}", found.what, found.why))),
         None => Ok(()),
     }
 }
 
-fn compare_disk(context: &mut Context, disk: u32) -> Result<(), Failure> {
+fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
     let source = context.source()?;
-    let planned = context.disk(disk)?;
-    let (path, target) = (planned.source_path.clone(), planned.target.clone());
+    let planned = context.image(image)?;
+    let (path, target) = (planned.source_path.clone(), planned.role.to_string());
     let Some(stat) = source.stat(&path)? else {
         return Err(Failure::turn_back(
             format!("{path} on {} is gone", source.name()),
@@ -337,8 +334,8 @@ fn compare_disk(context: &mut Context, disk: u32) -> Result<(), Failure> {
         ));
     };
     let seen = SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns };
-    let transfer = StepV1::TransferDisk { disk };
-    let known = context.recorder.history().sources.get(disk as usize).map(|source| source.stamp);
+    let transfer = StepV1::TransferImage { image };
+    let known = context.recorder.history().sources.get(image as usize).map(|source| source.stamp);
     let last = context.history_of(transfer).map_or(Last::None, |step| step.last);
     if known != Some(seen) {
         must_be_carried(context, planned)?;
@@ -347,17 +344,17 @@ fn compare_disk(context: &mut Context, disk: u32) -> Result<(), Failure> {
         return Ok(());
     }
     let why = format!("{path} on {} changed since it was read", source.name());
-    let published = context.history_of(StepV1::PublishDisk { disk }).is_some_and(|step| step.last != Last::None);
+    let published = context.history_of(StepV1::PublishImage { image }).is_some_and(|step| step.last != Last::None);
     let rewritten = known.is_none_or(|known| (known.size, known.mtime_ns) != (seen.size, seen.mtime_ns));
     if published && !rewritten {
         // Only its ctime moved, as a refused start does: no byte was written.
         return Ok(());
     }
     if context.plan.steps.iter().any(|step| {
-        matches!(step, StepV1::PublishDisk { .. })
+        matches!(step, StepV1::PublishImage { .. })
             && context.history_of(*step).is_some_and(|step| step.last != Last::None)
     }) {
-        return Err(Failure::turn_back(format!("{why}, after the first disk was published"), "clone again"));
+        return Err(Failure::turn_back(format!("{why}, after the first image was published"), "clone again"));
     }
     context.recorder.observer.warning(&format!("{target}: {why}; what differs is sent again"));
     reopen(context, transfer, ReopenCauseV1::SourceChanged, &why)

@@ -47,7 +47,7 @@ fn keep_still(context: &Context) -> Result<(), Failure> {
     for planned in &context.plan.steps {
         let step = steps::step(*planned);
         if !matches!(last_of(context, *planned), Last::None | Last::Undone)
-            && matches!(planned, StepV1::PublishDisk { .. })
+            && matches!(planned, StepV1::PublishImage { .. })
             && matches!(step.probe(context)?, Probe::Ours(_))
         {
             step.hold(context)?;
@@ -94,7 +94,7 @@ pub(super) fn must_be_untouched(context: &Context) -> Result<(), Failure> {
     for (index, planned) in (0u32..).zip(&context.plan.steps) {
         let step = steps::step(*planned);
         // Two leave nothing, and what is left of the record itself is a removal that was broken off.
-        if matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyDisk { .. } | StepV1::ReserveRecord) {
+        if matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyImage { .. } | StepV1::ReserveRecord) {
             continue;
         }
         let probe = step.probe(context)?;

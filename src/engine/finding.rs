@@ -1,7 +1,7 @@
 //! What made a transaction stop, with the commands that a person would type on the destination to see it. They only look:
 //! what is to be done about it is that person's decision.
 
-use journal_format::{DiskV1, FindingV1, PlanV1, StepRef, StepV1};
+use journal_format::{FindingV1, ImageV1, PlanV1, StepRef, StepV1};
 
 use crate::failure::Failure;
 use crate::shell::shell_word;
@@ -30,7 +30,7 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
     };
     let record = HostRecord::of(plan.txn, &plan.request.new_name);
     let records = || list_files([record.directory.as_str(), &record.claim]);
-    let images = |disk: &DiskV1| list_files([disk.staging_path.as_str(), &disk.final_path]);
+    let images = |image: &ImageV1| list_files([image.staging_path.as_str(), &image.final_path]);
     let domain = || format!("virsh dumpxml --inactive {}", plan.clone_uuid);
     match planned {
         Some(StepV1::ReserveRecord | StepV1::ClaimName) => vec![records()],
@@ -38,18 +38,18 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             plan.directories.get(directory as usize).map(|dir| list_files([dir.staging.as_str()])).into_iter().collect()
         }
         Some(
-            StepV1::CreateDisk { disk }
-            | StepV1::TransferDisk { disk }
-            | StepV1::VerifyDisk { disk }
-            | StepV1::PublishDisk { disk },
+            StepV1::CreateImage { image }
+            | StepV1::TransferImage { image }
+            | StepV1::VerifyImage { image }
+            | StepV1::PublishImage { image },
         ) => {
-            let disk = plan.disks.get(disk as usize);
-            let users = disk.map(|disk| format!("fuser -v {}", shell_word(&disk.final_path)));
-            disk.map(images).into_iter().chain(users).collect()
+            let image = plan.images.get(image as usize);
+            let users = image.map(|image| format!("fuser -v {}", shell_word(&image.final_path)));
+            image.map(images).into_iter().chain(users).collect()
         }
         Some(StepV1::DefineDomain) => vec![format!("virsh list --all --uuid --name --title"), domain()],
         Some(StepV1::DetectSharedStorage) | None => {
-            std::iter::once(records()).chain(plan.disks.iter().map(images)).chain([domain()]).collect()
+            std::iter::once(records()).chain(plan.images.iter().map(images)).chain([domain()]).collect()
         }
     }
 }

@@ -158,7 +158,7 @@ pub(super) fn last_of(context: &Context, step: StepV1) -> Last {
 }
 
 fn is_anything_published(context: &Context) -> bool {
-    let mut publishing = context.plan.steps.iter().filter(|step| matches!(step, StepV1::PublishDisk { .. }));
+    let mut publishing = context.plan.steps.iter().filter(|step| matches!(step, StepV1::PublishImage { .. }));
     publishing.any(|step| last_of(context, *step) != Last::None)
 }
 

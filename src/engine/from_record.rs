@@ -104,7 +104,7 @@ fn started_past(context: &mut Context) -> Result<(), Failure> {
         let step = StepRef::Forward(index);
         context.recorder.append(context.world.now(), EventV1::Started { step })?;
     }
-    // What a defined clone says of its disks tells whether somebody wrote to them since: then it is not undone.
+    // What a defined clone says of its images tells whether somebody wrote to them since: then it is not undone.
     record_transfers(context)
 }
 
@@ -136,9 +136,9 @@ fn committed_past(context: &mut Context) -> Result<(), Failure> {
 
 /// Staging is removed after autostart and start; and who used the clone wrote to it.
 fn is_untouched(context: &Context) -> Result<bool, Failure> {
-    for (index, disk) in (0u32..).zip(&context.plan.disks) {
-        let transfer = StepV1::TransferDisk { disk: index };
-        let Some(staged) = context.destination.stat(&disk.staging_path)? else { return Ok(false) };
+    for (index, image) in (0u32..).zip(&context.plan.images) {
+        let transfer = StepV1::TransferImage { image: index };
+        let Some(staged) = context.destination.stat(&image.staging_path)? else { return Ok(false) };
         let as_committed = matches!(context.outcome_of(transfer), Some(OutcomeV1::Transferred { source_size, mtime_ns, .. })
             if (*source_size, *mtime_ns) == (staged.size, staged.mtime_ns));
         if !as_committed {

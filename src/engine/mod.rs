@@ -240,16 +240,16 @@ fn end_with(recorder: &mut Recorder, world: &dyn World, failure: Failure) -> End
     }
 }
 
-/// Marks a done step, and all later done steps of its disk, to be applied again.
+/// Marks a done step, and all later done steps of its image, to be applied again.
 fn reopen(context: &mut Context, first: StepV1, cause: ReopenCauseV1, why: &str) -> Result<(), Failure> {
     let plan = context.plan.clone();
-    let disk = steps::disk_of(first);
+    let image = steps::image_of(first);
     let mut reached = false;
     for (index, step) in (0u32..).zip(&plan.steps) {
         reached |= *step == first;
-        let affected = *step == first || (reached && disk.is_some() && steps::disk_of(*step) == disk);
+        let affected = *step == first || (reached && image.is_some() && steps::image_of(*step) == image);
         let last = context.history_of(*step).map_or(Last::None, |step| step.last);
-        let verifying = *step != first && last == Last::Started && matches!(step, StepV1::VerifyDisk { .. });
+        let verifying = *step != first && last == Last::Started && matches!(step, StepV1::VerifyImage { .. });
         if affected && (last == Last::Done || verifying) {
             let event = EventV1::Reopened { step: StepRef::Forward(index), cause, why: why.to_owned() };
             context.recorder.append(context.world.now(), event)?;

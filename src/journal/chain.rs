@@ -193,10 +193,10 @@ pub enum Repair {
         /// What was wrong with it.
         why: String,
     },
-    /// A disk's ledger was not whole and was emptied.
+    /// An image's ledger was not whole and was emptied.
     LedgerDropped {
-        /// The disk's number in the plan.
-        disk: u32,
+        /// The image's number in the plan.
+        image: u32,
     },
     /// The ledgers were those of an earlier time and were emptied.
     LedgersStale,
@@ -225,8 +225,8 @@ impl std::fmt::Display for Repair {
                 f,
                 "second copy made anew from events.log ({why}); the ledger is lost, so what was transferred is hashed again"
             ),
-            Self::LedgerDropped { disk } => {
-                write!(f, "ledger of disk {disk} was not whole; what was transferred of it is hashed again")
+            Self::LedgerDropped { image } => {
+                write!(f, "ledger of image {image} was not whole; what was transferred of it is hashed again")
             }
             Self::LedgersStale => {
                 f.write_str("the ledger had lost writes and was emptied; what was transferred is hashed again")

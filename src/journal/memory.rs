@@ -81,13 +81,13 @@ impl MemoryJournal {
 
     fn write_ledger(
         &mut self,
-        disk: u32,
+        image: u32,
         write: impl FnOnce(&mut BTreeMap<u64, ChunkState>),
     ) -> Result<(), JournalError> {
         self.check_usable()?;
         let number = self.ledger_writes;
         self.reached(Boundary::BeforeLedger(number))?;
-        write(self.ledger.entry(disk).or_default());
+        write(self.ledger.entry(image).or_default());
         self.ledger_writes += 1;
         self.reached(Boundary::AfterLedger(number))
     }
@@ -113,16 +113,16 @@ impl Journal for MemoryJournal {
         self.reached(Boundary::AfterAppend(found))
     }
 
-    fn chunks(&self, disk: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
+    fn chunks(&self, image: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
         self.check_usable()?;
-        Ok(self.ledger.get(&disk).cloned().unwrap_or_default())
+        Ok(self.ledger.get(&image).cloned().unwrap_or_default())
     }
 
-    fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
-        self.write_ledger(disk, |ledger| ledger.extend(records.iter().map(|record| (record.index, record.state))))
+    fn record_chunks(&mut self, image: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
+        self.write_ledger(image, |ledger| ledger.extend(records.iter().map(|record| (record.index, record.state))))
     }
 
-    fn forget_chunks(&mut self, disk: u32) -> Result<(), JournalError> {
-        self.write_ledger(disk, BTreeMap::clear)
+    fn forget_chunks(&mut self, image: u32) -> Result<(), JournalError> {
+        self.write_ledger(image, BTreeMap::clear)
     }
 }

@@ -39,12 +39,12 @@ pub trait Journal {
     fn records(&self) -> &[RecordV1];
     /// Appends if `expected` is the number of records so far and no record has a later epoch than `record` does.
     fn append(&mut self, expected: u64, record: RecordV1) -> Result<(), JournalError>;
-    /// The ledger of one disk.
-    fn chunks(&self, disk: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError>;
-    /// Adds to, or replaces in, the ledger of one disk. Durable when it returns.
-    fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError>;
-    /// Empties the ledger of one disk.
-    fn forget_chunks(&mut self, disk: u32) -> Result<(), JournalError>;
+    /// The ledger of one image.
+    fn chunks(&self, image: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError>;
+    /// Adds to, or replaces in, the ledger of one image. Durable when it returns.
+    fn record_chunks(&mut self, image: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError>;
+    /// Empties the ledger of one image.
+    fn forget_chunks(&mut self, image: u32) -> Result<(), JournalError>;
     /// The highest epoch any record has.
     fn epoch(&self) -> Epoch {
         self.records().iter().map(|record| record.epoch).max().unwrap_or(Epoch(0))

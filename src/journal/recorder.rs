@@ -56,22 +56,22 @@ impl<'a> Recorder<'a> {
         self.history.epoch
     }
 
-    /// The ledger of one disk.
-    pub fn chunks(&self, disk: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
-        self.journal.chunks(disk)
+    /// The ledger of one image.
+    pub fn chunks(&self, image: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
+        self.journal.chunks(image)
     }
 
-    /// Adds to the ledger of one disk.
-    pub fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
-        self.journal.record_chunks(disk, records)
+    /// Adds to the ledger of one image.
+    pub fn record_chunks(&mut self, image: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
+        self.journal.record_chunks(image, records)
     }
 
-    /// Replaces the ledger of one disk. A crash in between loses entries, never keeps stale ones.
-    pub fn replace_chunks(&mut self, disk: u32, chunks: &BTreeMap<u64, ChunkState>) -> Result<(), JournalError> {
-        self.journal.forget_chunks(disk)?;
+    /// Replaces the ledger of one image. A crash in between loses entries, never keeps stale ones.
+    pub fn replace_chunks(&mut self, image: u32, chunks: &BTreeMap<u64, ChunkState>) -> Result<(), JournalError> {
+        self.journal.forget_chunks(image)?;
         let records: Vec<_> =
             chunks.iter().map(|(index, state)| ChunkRecordV1 { index: *index, state: *state }).collect();
-        records.chunks(LEDGER_BATCH_CHUNKS_MAX).try_for_each(|batch| self.journal.record_chunks(disk, batch))
+        records.chunks(LEDGER_BATCH_CHUNKS_MAX).try_for_each(|batch| self.journal.record_chunks(image, batch))
     }
 }
 

@@ -122,11 +122,11 @@ impl Store {
         Ok(assemble(txn, frames))
     }
 
-    /// The ledger of one disk.
-    pub fn chunks(&self, disk: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
+    /// The ledger of one image.
+    pub fn chunks(&self, image: u32) -> Result<BTreeMap<u64, ChunkState>, JournalError> {
         self.sled.run("read ledger", |trees| {
             let mut chunks = BTreeMap::new();
-            for entry in trees.ledger.scan_prefix(disk.to_be_bytes()) {
+            for entry in trees.ledger.scan_prefix(image.to_be_bytes()) {
                 let (key, value) = entry?;
                 let (_, record) = decode_ledger_entry(&key, &value).map_err(io::Error::other)?;
                 chunks.insert(record.index, record.state);
@@ -135,10 +135,10 @@ impl Store {
         })
     }
 
-    /// Adds to the ledger of one disk. Durable when it returns.
-    pub fn record_chunks(&mut self, disk: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
+    /// Adds to the ledger of one image. Durable when it returns.
+    pub fn record_chunks(&mut self, image: u32, records: &[ChunkRecordV1]) -> Result<(), JournalError> {
         for records in records.chunks(LEDGER_BATCH_ENTRIES_MAX) {
-            let (sealed, changed) = (disk.to_be_bytes(), (self.ledger_writes.number + 1).to_le_bytes());
+            let (sealed, changed) = (image.to_be_bytes(), (self.ledger_writes.number + 1).to_le_bytes());
             self.sled.run("write ledger", |trees| {
                 let written = (&trees.ledger, &trees.seals).transaction(|(ledger, seals)| {
                     let refused = |error: LedgerError| ConflictableTransactionError::Abort(error);
@@ -147,7 +147,7 @@ impl Store {
                         None => LedgerSeal::default(),
                     };
                     for record in records {
-                        let (key, value) = (ledger_key(disk, record.index), ledger_value(&record.state));
+                        let (key, value) = (ledger_key(image, record.index), ledger_value(&record.state));
                         seal.add(&key, &value);
                         if let Some(old) = ledger.insert(&key[..], value)? {
                             seal.remove(&key, &old);
@@ -168,21 +168,21 @@ impl Store {
         Ok(())
     }
 
-    /// Empties the ledger of one disk. Durable when it returns.
-    pub fn forget_chunks(&mut self, disk: u32) -> Result<(), JournalError> {
+    /// Empties the ledger of one image. Durable when it returns.
+    pub fn forget_chunks(&mut self, image: u32) -> Result<(), JournalError> {
         // The empty seal first, durably: from then on no entry is believed, whichever of them a crash leaves.
         let changed = (self.ledger_writes.number + 1).to_le_bytes();
         self.sled.run("write ledger", |trees| {
             let mut batch = Batch::default();
-            batch.insert(&disk.to_be_bytes(), &LedgerSeal::default().encode()[..]);
+            batch.insert(&image.to_be_bytes(), &LedgerSeal::default().encode()[..]);
             batch.insert(LEDGER_WRITES_KEY, &changed[..]);
             Ok(trees.seals.apply_batch(batch)?)
         })?;
         self.sled.sync()?;
         self.ledger_writes.advance()?;
         self.sled.run("empty ledger", |trees| {
-            let last = ledger_key(disk, u64::MAX);
-            let mut from = disk.to_be_bytes().to_vec();
+            let last = ledger_key(image, u64::MAX);
+            let mut from = image.to_be_bytes().to_vec();
             loop {
                 let mut batch = Batch::default();
                 let mut entries = 0;
@@ -205,27 +205,28 @@ impl Store {
     /// cannot be believed and says so. A ledger of a newer program is `JournalError::Newer`.
     pub fn check_ledgers(&mut self) -> Result<Vec<Repair>, JournalError> {
         let (sealed, found) = self.ledger_seals()?;
-        let disks: BTreeSet<u32> = sealed.keys().chain(found.keys()).copied().collect();
+        let images: BTreeSet<u32> = sealed.keys().chain(found.keys()).copied().collect();
         let inside = self.ledger_writes_inside()?;
         let mut repairs = Vec::new();
         let is_stale = self.ledger_writes.damaged || inside < self.ledger_writes.number;
         // A crash may have come between the write inside and the one outside.
         self.ledger_writes.number = self.ledger_writes.number.max(inside);
         if is_stale {
-            for disk in disks {
-                self.forget_chunks(disk)?;
+            for image in images {
+                self.forget_chunks(image)?;
             }
-            // Also where no disk was left: inside and outside agree again.
+            // Also where no image was left: inside and outside agree again.
             self.forget_chunks(0)?;
             return Ok(vec![Repair::LedgersStale]);
         }
-        for disk in disks {
-            let (sealed, found) = (sealed.get(&disk).copied().flatten(), found.get(&disk).copied().unwrap_or_default());
+        for image in images {
+            let (sealed, found) =
+                (sealed.get(&image).copied().flatten(), found.get(&image).copied().unwrap_or_default());
             if sealed != Some(found) {
-                self.forget_chunks(disk)?;
+                self.forget_chunks(image)?;
                 // An empty seal over entries is what a crash in `forget_chunks` leaves: nothing was lost.
                 if sealed != Some(LedgerSeal::default()) {
-                    repairs.push(Repair::LedgerDropped { disk });
+                    repairs.push(Repair::LedgerDropped { image });
                 }
             }
         }
@@ -239,7 +240,7 @@ impl Store {
         })
     }
 
-    /// For each disk the seal that is written (`None`: unreadable), and the one that its entries make.
+    /// For each image the seal that is written (`None`: unreadable), and the one that its entries make.
     #[allow(clippy::type_complexity)]
     fn ledger_seals(&self) -> Result<(BTreeMap<u32, Option<LedgerSeal>>, BTreeMap<u32, LedgerSeal>), JournalError> {
         let mut newer = None;
@@ -250,19 +251,19 @@ impl Store {
                 if key == LEDGER_WRITES_KEY {
                     continue;
                 }
-                let disk = key.as_ref().try_into().map(u32::from_be_bytes);
-                let disk = disk.map_err(|_| io::Error::other(format!("a seal's key of {} bytes", key.len())))?;
-                sealed.insert(disk, readable(LedgerSeal::decode(&value), &mut newer));
+                let image = key.as_ref().try_into().map(u32::from_be_bytes);
+                let image = image.map_err(|_| io::Error::other(format!("a seal's key of {} bytes", key.len())))?;
+                sealed.insert(image, readable(LedgerSeal::decode(&value), &mut newer));
             }
             for entry in &trees.ledger {
                 let (key, value) = entry?;
-                let Some(disk) = key.first_chunk::<4>().map(|disk| u32::from_be_bytes(*disk)) else {
+                let Some(image) = key.first_chunk::<4>().map(|image| u32::from_be_bytes(*image)) else {
                     return Err(io::Error::other(format!("a ledger key of {} bytes", key.len())));
                 };
                 if key.len() == LEDGER_KEY_BYTES {
                     readable(decode_ledger_entry(&key, &value), &mut newer);
                 }
-                found.entry(disk).or_default().add(&key, &value);
+                found.entry(image).or_default().add(&key, &value);
             }
             Ok((sealed, found))
         })?;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use journal_format::{DiskFormat, TxnId};
+use journal_format::{ImageFormat, TxnId};
 
 use crate::domain::DomainName;
 use crate::request::{Request, Target};
@@ -120,15 +120,15 @@ fn usable(pool: &PoolSurvey) -> bool {
 }
 
 /// What the file name of an image ends in.
-pub fn extension(format: DiskFormat) -> &'static str {
+pub fn extension(format: ImageFormat) -> &'static str {
     match format {
-        DiskFormat::Raw => "img",
-        DiskFormat::Qcow2 => "qcow2",
+        ImageFormat::Raw => "img",
+        ImageFormat::Qcow2 => "qcow2",
     }
 }
 
 /// The file name that a disk of the clone should have: `<clone>-<target>.<extension>`.
-pub fn preferred_name(new_name: &DomainName, target: &str, format: DiskFormat) -> String {
+pub fn preferred_name(new_name: &DomainName, target: &str, format: ImageFormat) -> String {
     format!("{new_name}-{target}.{}", extension(format))
 }
 

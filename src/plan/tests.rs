@@ -1,7 +1,7 @@
 //! Plans of surveys made by hand.
 #![allow(clippy::unwrap_used)]
 
-use journal_format::DiskFormat;
+use journal_format::ImageFormat;
 use proptest::prelude::*;
 
 use super::*;
@@ -30,7 +30,7 @@ fn plan_of(request: &Request, survey: &Survey) -> Result<PlanV1, PlanError> {
 fn a_plan_is_whole() {
     let plan = plan_of(&sample::request(), &sample::survey()).unwrap();
     let txn = plan.txn;
-    let paths: Vec<_> = plan.disks.iter().map(|disk| (disk.staging_path.clone(), disk.final_path.clone())).collect();
+    let paths: Vec<_> = plan.images.iter().map(|disk| (disk.staging_path.clone(), disk.final_path.clone())).collect();
     assert_eq!(
         paths,
         [
@@ -38,10 +38,10 @@ fn a_plan_is_whole() {
             (format!("{DATA}/.kvm-clone/{txn}/vdb.img"), format!("{DATA}/web01_clone-vdb.img")),
         ]
     );
-    assert_eq!(plan.disks[0].owner, (64055, 108));
-    assert_eq!(plan.disks[0].mode, 0o640);
-    assert_eq!(plan.disks[0].allocated_bytes, 2 * GIB);
-    assert_eq!(plan.disks[1].source_path, "/srv/data/disk.img");
+    assert_eq!(plan.images[0].owner, (64055, 108));
+    assert_eq!(plan.images[0].mode, 0o640);
+    assert_eq!(plan.images[0].allocated_bytes, 2 * GIB);
+    assert_eq!(plan.images[1].source_path, "/srv/data/disk.img");
     assert_eq!(plan.pools, ["default"]);
     assert_eq!(plan.title.as_deref(), Some("The shop"));
     assert_eq!(plan.source_definition, sample::DEFINITION);
@@ -55,14 +55,14 @@ fn a_plan_is_whole() {
             StepV1::CreateStaging { directory: 0 },
             StepV1::CreateStaging { directory: 1 },
             StepV1::DetectSharedStorage,
-            StepV1::CreateDisk { disk: 0 },
-            StepV1::TransferDisk { disk: 0 },
-            StepV1::VerifyDisk { disk: 0 },
-            StepV1::CreateDisk { disk: 1 },
-            StepV1::TransferDisk { disk: 1 },
-            StepV1::VerifyDisk { disk: 1 },
-            StepV1::PublishDisk { disk: 0 },
-            StepV1::PublishDisk { disk: 1 },
+            StepV1::CreateImage { image: 0 },
+            StepV1::TransferImage { image: 0 },
+            StepV1::VerifyImage { image: 0 },
+            StepV1::CreateImage { image: 1 },
+            StepV1::TransferImage { image: 1 },
+            StepV1::VerifyImage { image: 1 },
+            StepV1::PublishImage { image: 0 },
+            StepV1::PublishImage { image: 1 },
             StepV1::DefineDomain,
         ]
     );
@@ -86,7 +86,7 @@ fn what_was_asked_for_is_in_the_steps() {
     request.verify = false;
     survey.source.vm.autostart = true;
     let plan = plan_of(&request, &survey).unwrap();
-    assert!(!plan.steps.iter().any(|step| matches!(step, StepV1::VerifyDisk { .. })));
+    assert!(!plan.steps.iter().any(|step| matches!(step, StepV1::VerifyImage { .. })));
     assert_eq!(
         plan.clean_up[..4],
         [
@@ -156,9 +156,9 @@ fn a_taken_path_gives_way_to_one_with_the_transaction_in_it() {
     survey.destination.neighbours[0].paths.insert(format!("{DATA}/web01_clone-vdb.img"));
     let plan = plan_of(&request, &survey).unwrap();
     let short = plan.txn.short();
-    assert_eq!(plan.disks[0].final_path, format!("{IMAGES}/web01_clone-vda-{short}.qcow2"));
-    assert_eq!(plan.disks[1].final_path, format!("{DATA}/web01_clone-vdb-{short}.img"));
-    assert!(plan.definition.contains(&plan.disks[0].final_path));
+    assert_eq!(plan.images[0].final_path, format!("{IMAGES}/web01_clone-vda-{short}.qcow2"));
+    assert_eq!(plan.images[1].final_path, format!("{DATA}/web01_clone-vdb-{short}.img"));
+    assert!(plan.definition.contains(&plan.images[0].final_path));
 }
 
 #[test]
@@ -167,8 +167,8 @@ fn a_directory_that_is_missing_gives_way_to_the_default_pool() {
     survey.destination.directories.remove(DATA);
     let plan = plan_of(&request, &survey).unwrap();
     assert_eq!(plan.directories.len(), 1, "both disks in one");
-    assert_eq!(plan.disks[1].final_path, format!("{IMAGES}/web01_clone-vdb.img"));
-    assert_eq!((plan.disks[0].directory, plan.disks[1].directory), (0, 0));
+    assert_eq!(plan.images[1].final_path, format!("{IMAGES}/web01_clone-vdb.img"));
+    assert_eq!((plan.images[0].directory, plan.images[1].directory), (0, 0));
     survey.destination.pools[0].facts.active = false;
     assert!(matches!(plan_of(&request, &survey), Err(PlanError::NoDirectory { .. })));
 }
@@ -202,7 +202,7 @@ fn an_owner_that_the_destination_does_not_know_is_root_there() {
     for numbers in survey.destination.owners.values_mut() {
         *numbers = crate::survey::OwnerNumbers { user: None, group: Some(36) };
     }
-    assert_eq!(plan_of(&request, &survey).unwrap().disks[0].owner, (0, 36));
+    assert_eq!(plan_of(&request, &survey).unwrap().images[0].owner, (0, 36));
 }
 
 #[test]
@@ -215,8 +215,8 @@ fn odd_modes_and_blocks_beyond_the_end_are_set_right() {
         }
     }
     let plan = plan_of(&request, &survey).unwrap();
-    assert_eq!((plan.disks[0].mode, plan.disks[1].mode), (0o600, 0o444));
-    assert_eq!(plan.disks[0].allocated_bytes, 10 * GIB);
+    assert_eq!((plan.images[0].mode, plan.images[1].mode), (0o600, 0o444));
+    assert_eq!(plan.images[0].allocated_bytes, 10 * GIB);
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_vm_without_disks_has_a_plan() {
     let (request, mut survey) = (sample::request(), sample::survey());
     survey.source.disks.clear();
     let plan = plan_of(&request, &survey).unwrap();
-    assert_eq!((plan.directories.len(), plan.disks.len(), plan.pools.len()), (0, 0, 0));
+    assert_eq!((plan.directories.len(), plan.images.len(), plan.pools.len()), (0, 0, 0));
     assert_eq!(plan.steps.last(), Some(&StepV1::DefineDomain));
 }
 
@@ -239,7 +239,7 @@ fn vm_with(disks: &[(bool, usize)], basename: &str) -> (String, Vec<SourceDisk>)
             char::from(b'a' + u8::try_from(index % 26).unwrap())
         );
         let path = placement::join([IMAGES, DATA, "/gone"][*directory], basename);
-        let (format, name) = if *qcow2 { (DiskFormat::Qcow2, "qcow2") } else { (DiskFormat::Raw, "raw") };
+        let (format, name) = if *qcow2 { (ImageFormat::Qcow2, "qcow2") } else { (ImageFormat::Raw, "raw") };
         elements.push(format!(
             "<disk type='file' device='disk'><driver name='qemu' type='{name}'/><source file='{path}'/><target dev='{target}' bus='virtio'/></disk>"
         ));
@@ -274,7 +274,7 @@ proptest! {
             survey.destination.taken.insert(disk.path.clone());
         }
         for (data, number, qcow2) in taken {
-            let format = if qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+            let format = if qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw };
             let target = format!("vda{}", char::from(b'a' + u8::try_from(number).unwrap()));
             let name = placement::preferred_name(&new_name, &target, format);
             survey.destination.taken.insert(placement::join(if data { DATA } else { IMAGES }, &name));
@@ -286,7 +286,7 @@ proptest! {
 
         let mut seen = BTreeSet::new();
         let txn = plan.txn.to_string();
-        for disk in &plan.disks {
+        for disk in &plan.images {
             let directory = &plan.directories[disk.directory as usize];
             prop_assert!(seen.insert(disk.staging_path.clone()) && seen.insert(disk.final_path.clone()), "{disk:?}");
             prop_assert_eq!(parent_of(&disk.final_path), &directory.path);
@@ -294,7 +294,7 @@ proptest! {
             prop_assert_eq!(&directory.staging, &format!("{}/.kvm-clone/{txn}", directory.path));
             prop_assert!(!survey.destination.taken.contains(&disk.final_path), "{} is taken", disk.final_path);
             prop_assert!(disk.final_path.contains(new_name.as_str()));
-            for source in &plan.disks {
+            for source in &plan.images {
                 prop_assert!(disk.final_path != source.source_path && disk.staging_path != source.source_path);
             }
         }
@@ -304,7 +304,7 @@ proptest! {
         // What is sent names exactly the final paths, in order.
         let sent = Definition::parse(&plan.definition).unwrap();
         let named: Vec<_> = sent.images().filter_map(|disk| disk.image()).collect();
-        let finals: Vec<_> = plan.disks.iter().map(|disk| disk.final_path.as_str()).collect();
+        let finals: Vec<_> = plan.images.iter().map(|disk| disk.final_path.as_str()).collect();
         prop_assert_eq!(named, finals);
     }
 }

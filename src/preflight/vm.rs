@@ -1,6 +1,6 @@
 //! Can this VM be cloned, as it is now? Its state, what belongs to it, and its disks.
 
-use journal_format::DiskFormat;
+use journal_format::ImageFormat;
 
 use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
@@ -110,7 +110,7 @@ fn check_disk(report: &mut Report, survey: &Survey, disk: &SourceDisk) {
             format!("{host}: disk {target}: {} is not a regular file, though the definition says so.", image.path),
             "Correct the disk's type in the definition.",
         ),
-        SourceImage::Readable(image) if disk.format == DiskFormat::Qcow2 => check_header(report, survey, disk, image),
+        SourceImage::Readable(image) if disk.format == ImageFormat::Qcow2 => check_header(report, survey, disk, image),
         SourceImage::Readable(_) => {}
     }
 }
@@ -137,8 +137,8 @@ pub(super) fn bytes_to_allocate(disk: &SourceDisk, image: &ImageFacts, prealloca
         return image.stat.allocated.min(image.stat.size);
     }
     let virtual_size = match disk.format {
-        DiskFormat::Raw => 0,
-        DiskFormat::Qcow2 => Header::read(&image.head).map_or(0, |header| header.virtual_size_bytes),
+        ImageFormat::Raw => 0,
+        ImageFormat::Qcow2 => Header::read(&image.head).map_or(0, |header| header.virtual_size_bytes),
     };
     virtual_size.max(image.stat.size)
 }

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use journal_format::{
-    AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, DiskFormat, DiskV1, EndV1, EndpointV1, Epoch,
-    EventV1, FailureClassV1, FailureV1, Inode, OptionsV1, OutcomeV1, PlanV1, RecordV1, RequestV1, SourceStampV1,
-    StepRef, StepV1, UnixMillis,
+    AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, EndV1, EndpointV1, Epoch, EventV1,
+    FailureClassV1, FailureV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlanV1, RecordV1,
+    RequestV1, SourceStampV1, StepRef, StepV1, UnixMillis,
 };
 
 /// Bytes of the disk.
@@ -47,9 +47,10 @@ pub fn plan() -> PlanV1 {
             staging: "/srv/vm/.kvm-clone/0198c0de-1111-7000-8000-0000deadbeef".to_owned(),
             nonce: [1; 16],
         }],
-        disks: vec![DiskV1 {
-            target: "vda".to_owned(),
-            format: DiskFormat::Qcow2,
+        images: vec![ImageV1 {
+            role: ImageRoleV1::Disk { target: "vda".to_owned() },
+            format: ImageFormat::Qcow2,
+            reached_by: "/srv/vm/web01.qcow2".to_owned(),
             source_path: "/srv/vm/web01.qcow2".to_owned(),
             source_stamp: SourceStampV1 { size: DISK_BYTES, mtime_ns: 1, ctime_ns: 1 },
             allocated_bytes: 1_000_000_000,
@@ -58,15 +59,16 @@ pub fn plan() -> PlanV1 {
             final_path: "/srv/vm/web01_clone-vda.qcow2".to_owned(),
             mode: 0o600,
             owner: (0, 0),
+            patches: Vec::new(),
         }],
         pools: Vec::new(),
         steps: vec![
             StepV1::ReserveRecord,
             StepV1::CreateStaging { directory: 0 },
-            StepV1::CreateDisk { disk: 0 },
-            StepV1::TransferDisk { disk: 0 },
-            StepV1::VerifyDisk { disk: 0 },
-            StepV1::PublishDisk { disk: 0 },
+            StepV1::CreateImage { image: 0 },
+            StepV1::TransferImage { image: 0 },
+            StepV1::VerifyImage { image: 0 },
+            StepV1::PublishImage { image: 0 },
             StepV1::DefineDomain,
         ],
         clean_up: vec![

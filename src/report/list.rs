@@ -35,7 +35,7 @@ pub struct ListEntry {
     pub steps_total: usize,
     /// Whole per cent of the bytes to be moved and read back.
     pub percent: u64,
-    /// The kind and the object of the step that moves bytes now, such as `transfer_disk vda`.
+    /// The kind and the object of the step that moves bytes now, such as `transfer_image vda`.
     pub step: Option<String>,
 }
 

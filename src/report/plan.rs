@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use journal_format::{DiskFormat, PlanV1};
+use journal_format::{ImageFormat, PlanV1};
 use serde::Serialize;
 
 use super::quantity::{bytes, duration, printable};
@@ -73,7 +73,7 @@ pub struct PlannedStep {
 impl From<&PlanV1> for PlanView {
     fn from(plan: &PlanV1) -> Self {
         let options = &plan.request.options;
-        let allocated_bytes = plan.disks.iter().map(|disk| disk.allocated_bytes).sum();
+        let allocated_bytes = plan.images.iter().map(|disk| disk.allocated_bytes).sum();
         let rate = options
             .bandwidth_limit_bytes_per_second
             .map_or(ESTIMATED_BYTES_PER_SECOND, |limit| limit.clamp(1, ESTIMATED_BYTES_PER_SECOND));
@@ -85,13 +85,13 @@ impl From<&PlanV1> for PlanView {
             new_name: plan.request.new_name.clone(),
             clone_uuid: plan.clone_uuid.to_string(),
             disks: plan
-                .disks
+                .images
                 .iter()
                 .map(|disk| PlannedDisk {
-                    target: disk.target.clone(),
+                    target: disk.role.to_string(),
                     format: match disk.format {
-                        DiskFormat::Raw => "raw",
-                        DiskFormat::Qcow2 => "qcow2",
+                        ImageFormat::Raw => "raw",
+                        ImageFormat::Qcow2 => "qcow2",
                     },
                     source_path: disk.source_path.clone(),
                     final_path: disk.final_path.clone(),

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use journal_format::{
-    AttemptPurpose, CleanUpStepV1, DiskFormat, DiskV1, EventV1, FailureClassV1, FailureV1, FindingV1, OutcomeV1,
+    AttemptPurpose, CleanUpStepV1, EventV1, FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageV1, OutcomeV1,
     PlanV1, RecordV1, StepRef, StepV1,
 };
 
 use super::live::LiveProgress;
 use super::quantity::percent;
 use super::status::Status;
-use super::step::{all_steps, describe, disk_of_bytes, forward};
+use super::step::{all_steps, describe, forward, image_of_bytes};
 use super::transaction::{
     AttemptView, DiskView, EventView, FailureView, FindingView, OptionsView, ProgressView, ResourceView, StepId,
     StepView, TransactionLog, VmView,
@@ -54,7 +54,7 @@ impl TransactionLog {
             options: options(plan),
             progress: reading.progress(&steps),
             resources: reading.resources(),
-            disks: (0..).zip(&plan.disks).map(|(index, disk)| reading.disk(index, disk)).collect(),
+            disks: (0..).zip(&plan.images).map(|(index, disk)| reading.disk(index, disk)).collect(),
             warnings: reading.warnings(),
             steps,
             attempts: chronicle.attempts,
@@ -161,7 +161,7 @@ impl Reading<'_> {
     fn progress(&self, steps: &[StepView]) -> ProgressView {
         let (mut done, mut total) = (0, 0);
         for step in all_steps(self.plan) {
-            let Some(disk) = disk_of_bytes(self.plan, step) else { continue };
+            let Some(disk) = image_of_bytes(self.plan, step) else { continue };
             total += disk.source_stamp.size;
             if self.is_done(step) {
                 done += disk.source_stamp.size;
@@ -182,8 +182,8 @@ impl Reading<'_> {
         self.history.of_step(wanted).filter(|history| history.last == Last::Done)?.outcome.as_ref()
     }
 
-    fn disk(&self, index: u32, disk: &DiskV1) -> DiskView {
-        let transfer = self.outcome(StepV1::TransferDisk { disk: index });
+    fn disk(&self, index: u32, disk: &ImageV1) -> DiskView {
+        let transfer = self.outcome(StepV1::TransferImage { image: index });
         let (root, missing_bytes, sent_bytes) = match transfer {
             Some(OutcomeV1::Transferred { root, missing_bytes, sent_bytes, .. }) => {
                 (Some(root.to_string()), Some(*missing_bytes), Some(*sent_bytes))
@@ -191,14 +191,14 @@ impl Reading<'_> {
             _ => (None, None, None),
         };
         let of_this =
-            |live: &&LiveProgress| forward(self.plan, live.step_ref()) == Some(StepV1::TransferDisk { disk: index });
+            |live: &&LiveProgress| forward(self.plan, live.step_ref()) == Some(StepV1::TransferImage { image: index });
         let reported = self.live.filter(of_this);
-        let verified = self.outcome(StepV1::VerifyDisk { disk: index }).is_some();
+        let verified = self.outcome(StepV1::VerifyImage { image: index }).is_some();
         DiskView {
-            target: disk.target.clone(),
+            target: disk.role.to_string(),
             format: match disk.format {
-                DiskFormat::Raw => "raw",
-                DiskFormat::Qcow2 => "qcow2",
+                ImageFormat::Raw => "raw",
+                ImageFormat::Qcow2 => "qcow2",
             },
             source_path: disk.source_path.clone(),
             final_path: disk.final_path.clone(),
@@ -280,23 +280,23 @@ fn resource_of(
             metadata.insert("directory", directory.path.clone().into());
             ("staging_directory", directory.staging.clone())
         }
-        StepV1::CreateDisk { disk } => {
-            let disk = plan.disks.get(at(disk)?)?;
-            metadata.insert("target", disk.target.clone().into());
-            metadata.insert("staging_path", disk.staging_path.clone().into());
-            metadata.insert("final_path", disk.final_path.clone().into());
-            metadata.insert("source_path", disk.source_path.clone().into());
-            metadata.insert("size_bytes", disk.source_stamp.size.into());
-            ("disk", disk.final_path.clone())
+        StepV1::CreateImage { image } => {
+            let image = plan.images.get(at(image)?)?;
+            metadata.insert("target", image.role.to_string().into());
+            metadata.insert("staging_path", image.staging_path.clone().into());
+            metadata.insert("final_path", image.final_path.clone().into());
+            metadata.insert("source_path", image.source_path.clone().into());
+            metadata.insert("size_bytes", image.source_stamp.size.into());
+            ("disk", image.final_path.clone())
         }
         StepV1::DefineDomain => {
             metadata.insert("name", plan.request.new_name.clone().into());
             ("domain", plan.clone_uuid.to_string())
         }
         StepV1::DetectSharedStorage
-        | StepV1::TransferDisk { .. }
-        | StepV1::VerifyDisk { .. }
-        | StepV1::PublishDisk { .. } => return None,
+        | StepV1::TransferImage { .. }
+        | StepV1::VerifyImage { .. }
+        | StepV1::PublishImage { .. } => return None,
     };
     Some((resource_type, id, metadata))
 }
@@ -376,9 +376,9 @@ fn words(plan: &PlanV1, event: &EventV1) -> (&'static str, Option<StepRef>, Stri
         EventV1::Abandoned { reason } => ("abandoned", None, reason.clone()),
         EventV1::Suspended { failure } => ("suspended", None, failure.message.clone()),
         EventV1::Finished { .. } => ("finished", None, "nothing is left to do".to_owned()),
-        EventV1::SourceChanged { disk, .. } => {
-            let target = usize::try_from(*disk).ok().and_then(|disk| plan.disks.get(disk));
-            let target = target.map_or("a disk", |disk| disk.target.as_str());
+        EventV1::SourceChanged { image, .. } => {
+            let target = usize::try_from(*image).ok().and_then(|image| plan.images.get(image));
+            let target = target.map_or_else(|| "a disk".to_owned(), |image| image.role.to_string());
             ("source_changed", None, format!("the source's image of {target} changed; it was hashed again"))
         }
         EventV1::LeftBehind { step, failure } => {

@@ -1,13 +1,13 @@
 //! A step of a plan in words: its name for JSON, the object it concerns, and one line for people.
 
-use journal_format::{CleanUpStepV1, DiskV1, PlanV1, StepRef, StepV1};
+use journal_format::{CleanUpStepV1, ImageV1, PlanV1, StepRef, StepV1};
 
 use super::quantity::bytes;
 
 /// A step in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepText {
-    /// Its kind, such as `transfer_disk`.
+    /// Its kind, such as `transfer_image`.
     pub kind: &'static str,
     /// What it is about, such as `vda` or a path; empty where the kind says all.
     pub object: String,
@@ -21,10 +21,10 @@ pub fn all_steps(plan: &PlanV1) -> impl Iterator<Item = StepRef> {
     forward.chain((0..).map(StepRef::CleanUp).take(plan.clean_up.len()))
 }
 
-/// The disk whose bytes a step moves or reads back, if it is such a step.
-pub fn disk_of_bytes(plan: &PlanV1, step: StepRef) -> Option<&DiskV1> {
+/// The image whose bytes a step moves or reads back, if it is such a step.
+pub fn image_of_bytes(plan: &PlanV1, step: StepRef) -> Option<&ImageV1> {
     match forward(plan, step)? {
-        StepV1::TransferDisk { disk } | StepV1::VerifyDisk { disk } => disk_at(plan, disk),
+        StepV1::TransferImage { image } | StepV1::VerifyImage { image } => image_at(plan, image),
         _ => None,
     }
 }
@@ -66,17 +66,17 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
         StepV1::DetectSharedStorage => {
             text("detect_shared_storage", String::new(), "look for storage that both hosts share".into())
         }
-        StepV1::CreateDisk { disk } => about_disk(plan, disk, "create_disk", |disk| {
-            format!("create {} ({})", disk.target, bytes(disk.source_stamp.size))
+        StepV1::CreateImage { image } => about_image(plan, image, "create_image", |image| {
+            format!("create {} ({})", image.role, bytes(image.source_stamp.size))
         }),
-        StepV1::TransferDisk { disk } => about_disk(plan, disk, "transfer_disk", |disk| {
-            format!("transfer {}: {} ({} allocated)", disk.target, disk.source_path, bytes(disk.allocated_bytes))
+        StepV1::TransferImage { image } => about_image(plan, image, "transfer_image", |image| {
+            format!("transfer {}: {} ({} allocated)", image.role, image.source_path, bytes(image.allocated_bytes))
         }),
-        StepV1::VerifyDisk { disk } => {
-            about_disk(plan, disk, "verify_disk", |disk| format!("verify {}: read back from the disk", disk.target))
+        StepV1::VerifyImage { image } => {
+            about_image(plan, image, "verify_image", |image| format!("verify {}: read back from the disk", image.role))
         }
-        StepV1::PublishDisk { disk } => {
-            about_disk(plan, disk, "publish_disk", |disk| format!("publish {} as {}", disk.target, disk.final_path))
+        StepV1::PublishImage { image } => {
+            about_image(plan, image, "publish_image", |image| format!("publish {} as {}", image.role, image.final_path))
         }
         StepV1::DefineDomain => {
             let name = plan.request.new_name.clone();
@@ -109,10 +109,10 @@ fn text(kind: &'static str, object: String, line: String) -> StepText {
     StepText { kind, object, line }
 }
 
-fn about_disk(plan: &PlanV1, disk: u32, kind: &'static str, line: impl Fn(&DiskV1) -> String) -> StepText {
-    match disk_at(plan, disk) {
-        Some(disk) => text(kind, disk.target.clone(), line(disk)),
-        None => text(kind, String::new(), format!("{kind} of disk {disk}, not in the plan")),
+fn about_image(plan: &PlanV1, image: u32, kind: &'static str, line: impl Fn(&ImageV1) -> String) -> StepText {
+    match image_at(plan, image) {
+        Some(image) => text(kind, image.role.to_string(), line(image)),
+        None => text(kind, String::new(), format!("{kind} of image {image}, not in the plan")),
     }
 }
 
@@ -124,6 +124,6 @@ fn about_directory(plan: &PlanV1, directory: u32, kind: &'static str, verb: &str
     text(kind, path, line)
 }
 
-fn disk_at(plan: &PlanV1, disk: u32) -> Option<&DiskV1> {
-    plan.disks.get(usize::try_from(disk).ok()?)
+fn image_at(plan: &PlanV1, image: u32) -> Option<&ImageV1> {
+    plan.images.get(usize::try_from(image).ok()?)
 }

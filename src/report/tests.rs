@@ -81,7 +81,7 @@ fn a_resumed_and_finished_transaction_is_logged_with_its_counters() {
         ("/attempts/1/purpose", "resume"),
         ("/failures/0/event", "suspended"),
         ("/failures/0/message", "kvm2: the link is gone"),
-        ("/steps/3/kind", "transfer_disk"),
+        ("/steps/3/kind", "transfer_image"),
         ("/steps/3/object", "vda"),
         ("/steps/3/state", "done"),
         ("/steps/9/phase", "clean_up"),
@@ -118,10 +118,10 @@ fn what_is_running_shows_what_it_last_reported() {
     assert_eq!(running.progress.percent, 25, "half of the transfer, nothing of the reading back");
     assert_eq!(running.disks[0].ledger_bytes, Some(DISK_BYTES / 2));
     let text = human(&running, false, "kvm-clone");
-    assert!(text.contains("transfer_disk vda: 2.00 GB of 4.00 GB, 100.00 MB/s"), "{text}");
+    assert!(text.contains("transfer_image vda: 2.00 GB of 4.00 GB, 100.00 MB/s"), "{text}");
     assert!(!text.contains("Next"), "nothing is to be done about a running transaction: {text}");
     let entry = ListEntry::from(&running);
-    assert_eq!(entry.step.as_deref(), Some("transfer_disk vda"));
+    assert_eq!(entry.step.as_deref(), Some("transfer_image vda"));
     let table = table(&[(UnixMillis(1_700_000_000_000), entry)], UnixMillis(1_700_000_065_000));
     let row = table.lines().nth(1).unwrap();
     for part in ["deadbeef", "web01 → web01_clone", "kvm1 → kvm2", "running", "25 %, steps 3/10", "1m 5s"] {

@@ -153,7 +153,7 @@ pub struct StepView {
     /// Which one.
     #[serde(flatten)]
     pub id: StepId,
-    /// Its kind, such as `transfer_disk`.
+    /// Its kind, such as `transfer_image`.
     pub kind: &'static str,
     /// What it is about.
     pub object: String,

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use journal_format::{CleanUpStepV1, ControllerId, DiskV1, OutcomeV1, PlanV1, StepRef, StepV1};
+use journal_format::{CleanUpStepV1, ControllerId, ImageV1, OutcomeV1, PlanV1, StepRef, StepV1};
 
 use super::host_record::HostRecord;
 use crate::failure::Failure;
@@ -41,8 +41,8 @@ impl Context<'_> {
     }
 
     /// One disk of the plan.
-    pub fn disk(&self, disk: u32) -> Result<&DiskV1, Failure> {
-        self.plan.disks.get(disk as usize).ok_or_else(|| inconsistent("disk", disk))
+    pub fn image(&self, image: u32) -> Result<&ImageV1, Failure> {
+        self.plan.images.get(image as usize).ok_or_else(|| inconsistent("image", image))
     }
 
     /// One directory of the plan: `(path, staging, nonce)`.
@@ -73,9 +73,9 @@ impl Context<'_> {
         index.map(StepRef::Forward).ok_or_else(|| inconsistent("step", 0))
     }
 
-    /// Size and chunks of a disk, from the source's stamp that the ledger belongs to.
-    pub fn geometry(&self, disk: u32) -> Result<ChunkGeometry, Failure> {
-        let source = self.recorder.history().sources.get(disk as usize).ok_or_else(|| inconsistent("disk", disk))?;
+    /// Size and chunks of an image, from the source's stamp that the ledger belongs to.
+    pub fn geometry(&self, image: u32) -> Result<ChunkGeometry, Failure> {
+        let source = self.recorder.history().sources.get(image as usize).ok_or_else(|| inconsistent("image", image))?;
         Ok(ChunkGeometry { image_bytes: source.stamp.size, chunk_bytes: self.plan.request.options.chunk_size_bytes })
     }
 }

@@ -1,8 +1,8 @@
-//! The clone's definition, marked unfinished: after every disk is verified and published.
+//! The clone's definition, marked unfinished: after every image is verified and published.
 
 use journal_format::{FailureClassV1, Inode, OutcomeV1, StepV1};
 
-use super::publish_disk::PublishDisk;
+use super::publish_image::PublishImage;
 use super::{Applied, Context, Probe, Step};
 use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
@@ -43,8 +43,8 @@ impl Step for DefineDomain {
             return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
         }
         // Started and shut off again: the guest's writes are somebody's, and the definition is what they are reached by.
-        for disk in (0u32..).take(context.plan.disks.len()) {
-            if let used @ Probe::InUse(_) = (PublishDisk { disk }).probe(context)? {
+        for image in (0u32..).take(context.plan.images.len()) {
+            if let used @ Probe::InUse(_) = (PublishImage { image }).probe(context)? {
                 return Ok(used);
             }
         }
@@ -163,16 +163,16 @@ pub(super) fn is_ours(context: &Context, domain: &DomainFacts) -> bool {
 /// The mark of this clone.
 pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Failure> {
     let mut disks = Vec::new();
-    for (index, disk) in (0u32..).zip(&context.plan.disks) {
+    for (index, image) in (0u32..).zip(&context.plan.images) {
         let Some(OutcomeV1::Transferred { root, source_size, source_mtime_ns, mtime_ns, .. }) =
-            context.outcome_of(StepV1::TransferDisk { disk: index })
+            context.outcome_of(StepV1::TransferImage { image: index })
         else {
-            return Err(Failure::stop(None, format!("{} transferred", disk.target), "no record of its transfer"));
+            return Err(Failure::stop(None, format!("{} transferred", image.role), "no record of its transfer"));
         };
-        let image = ImageMark { size: *source_size, mtime_ns: *source_mtime_ns };
+        let source = ImageMark { size: *source_size, mtime_ns: *source_mtime_ns };
         disks.push(DiskMark {
-            target: disk.target.clone(),
-            source: SourceMark { image, root: *root },
+            target: image.role.to_string(),
+            source: SourceMark { image: source, root: *root },
             clone: ImageMark { size: *source_size, mtime_ns: *mtime_ns },
         });
     }
@@ -189,16 +189,16 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
     })
 }
 
-/// What the mark of a clone that is there says of its disks' transfers: the inverse of `mark`. Empty without a clone of ours.
+/// What the mark of a clone that is there says of its images' transfers: the inverse of `mark`. Empty without a clone of ours.
 pub fn transfers_of_mark(context: &Context) -> Result<Vec<(StepV1, OutcomeV1)>, Failure> {
     let domain = context.destination.domain(context.plan.clone_uuid)?.filter(|domain| is_ours(context, domain));
     let Some(mark) = domain.and_then(|domain| CloneMark::read(&domain.definition).ok().flatten()) else {
         return Ok(Vec::new());
     };
     let mut transfers = Vec::new();
-    for (index, disk) in (0u32..).zip(&context.plan.disks) {
-        let Some(marked) = mark.disks.iter().find(|marked| marked.target == disk.target) else { continue };
-        let staged = context.destination.stat(&disk.staging_path)?;
+    for (index, image) in (0u32..).zip(&context.plan.images) {
+        let Some(marked) = mark.disks.iter().find(|marked| marked.target == image.role.to_string()) else { continue };
+        let staged = context.destination.stat(&image.staging_path)?;
         let outcome = OutcomeV1::Transferred {
             // Without its staged name nobody asks for it: it tells whether that one is still the same file.
             inode: staged.map_or(Inode(0), |staged| staged.inode),
@@ -209,7 +209,7 @@ pub fn transfers_of_mark(context: &Context) -> Result<Vec<(StepV1, OutcomeV1)>, 
             missing_bytes: 0,
             sent_bytes: 0,
         };
-        transfers.push((StepV1::TransferDisk { disk: index }, outcome));
+        transfers.push((StepV1::TransferImage { image: index }, outcome));
     }
     Ok(transfers)
 }

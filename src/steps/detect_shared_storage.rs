@@ -26,11 +26,11 @@ impl Step for DetectSharedStorage {
         let source = context.source()?;
         let mut shared = Vec::new();
         for (index, dir) in (0u32..).zip(&context.plan.directories) {
-            // Mounted elsewhere over there, the same directory has another path: look beside each source disk too.
-            let beside = context.plan.disks.iter().filter_map(|disk| {
+            // Mounted elsewhere over there, the same directory has another path: look beside each source image too.
+            let beside = context.plan.images.iter().filter_map(|image| {
                 let nonce = nonce_path(dir);
                 let name = nonce.strip_prefix(&dir.path)?.to_owned();
-                Some(format!("{}{name}", super::host_record::parent_of(&disk.source_path)))
+                Some(format!("{}{name}", super::host_record::parent_of(&image.source_path)))
             });
             for path in std::iter::once(nonce_path(dir)).chain(beside) {
                 if source.read(&path, 64)?.is_some_and(|nonce| nonce == dir.nonce) {

@@ -35,8 +35,8 @@ impl CleanUpStep for FinishDomain {
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {
         context.destination.sync(LIBVIRT_DEFINITIONS)?;
-        for disk in &context.plan.disks {
-            context.destination.unlock_image(&disk.final_path)?;
+        for image in &context.plan.images {
+            context.destination.unlock_image(&image.final_path)?;
         }
         Ok(())
     }

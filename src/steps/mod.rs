@@ -5,13 +5,13 @@
 
 mod claim_name;
 mod context;
-mod create_disk;
+mod create_image;
 mod create_staging;
 mod define_domain;
 mod detect_shared_storage;
 mod finish_domain;
 pub mod host_record;
-mod publish_disk;
+mod publish_image;
 mod refresh_pool;
 mod release_claim;
 mod remove_record;
@@ -19,8 +19,8 @@ mod remove_staging;
 mod reserve_record;
 mod set_autostart;
 mod start_domain;
-mod transfer_disk;
-mod verify_disk;
+mod transfer_image;
+mod verify_image;
 
 use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 
@@ -120,10 +120,10 @@ pub fn step(step: StepV1) -> Box<dyn Step> {
         StepV1::ClaimName => Box::new(claim_name::ClaimName),
         StepV1::CreateStaging { directory } => Box::new(create_staging::CreateStaging { directory }),
         StepV1::DetectSharedStorage => Box::new(detect_shared_storage::DetectSharedStorage),
-        StepV1::CreateDisk { disk } => Box::new(create_disk::CreateDisk { disk }),
-        StepV1::TransferDisk { disk } => Box::new(transfer_disk::TransferDisk { disk }),
-        StepV1::VerifyDisk { disk } => Box::new(verify_disk::VerifyDisk { disk }),
-        StepV1::PublishDisk { disk } => Box::new(publish_disk::PublishDisk { disk }),
+        StepV1::CreateImage { image } => Box::new(create_image::CreateImage { image }),
+        StepV1::TransferImage { image } => Box::new(transfer_image::TransferImage { image }),
+        StepV1::VerifyImage { image } => Box::new(verify_image::VerifyImage { image }),
+        StepV1::PublishImage { image } => Box::new(publish_image::PublishImage { image }),
         StepV1::DefineDomain => Box::new(define_domain::DefineDomain),
     }
 }
@@ -141,13 +141,13 @@ pub fn clean_up_step(step: CleanUpStepV1) -> Box<dyn CleanUpStep> {
     }
 }
 
-/// The disk a step is about, if it is about one.
-pub fn disk_of(step: StepV1) -> Option<u32> {
+/// The image a step is about, if it is about one.
+pub fn image_of(step: StepV1) -> Option<u32> {
     match step {
-        StepV1::CreateDisk { disk }
-        | StepV1::TransferDisk { disk }
-        | StepV1::VerifyDisk { disk }
-        | StepV1::PublishDisk { disk } => Some(disk),
+        StepV1::CreateImage { image }
+        | StepV1::TransferImage { image }
+        | StepV1::VerifyImage { image }
+        | StepV1::PublishImage { image } => Some(image),
         StepV1::ReserveRecord
         | StepV1::ClaimName
         | StepV1::CreateStaging { .. }
@@ -156,20 +156,20 @@ pub fn disk_of(step: StepV1) -> Option<u32> {
     }
 }
 
-/// Does it leave something on the destination? The bytes of a disk go with the file that Create made.
+/// Does it leave something on the destination? The bytes of an image go with the file that Create made.
 pub fn makes_something(step: StepV1) -> bool {
     match step {
         StepV1::ReserveRecord
         | StepV1::ClaimName
         | StepV1::CreateStaging { .. }
-        | StepV1::CreateDisk { .. }
-        | StepV1::PublishDisk { .. }
+        | StepV1::CreateImage { .. }
+        | StepV1::PublishImage { .. }
         | StepV1::DefineDomain => true,
-        StepV1::DetectSharedStorage | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. } => false,
+        StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => false,
     }
 }
 
-/// Is it about what is in a disk, rather than about where things are?
+/// Is it about what is in an image, rather than about where things are?
 pub fn concerns_content(step: StepV1) -> bool {
-    matches!(step, StepV1::CreateDisk { .. } | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. })
+    matches!(step, StepV1::CreateImage { .. } | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. })
 }

@@ -24,9 +24,9 @@ impl CleanUpStep for RemoveStaging {
 
     fn apply(&self, context: &mut Context) -> Result<(), Failure> {
         let host = &context.destination;
-        for disk in context.plan.disks.iter().filter(|disk| disk.directory == self.directory) {
-            if let Some(staged) = host.stat(&disk.staging_path)? {
-                host.unlink(&disk.staging_path, staged.inode)?;
+        for image in context.plan.images.iter().filter(|image| image.directory == self.directory) {
+            if let Some(staged) = host.stat(&image.staging_path)? {
+                host.unlink(&image.staging_path, staged.inode)?;
             }
         }
         create_staging::remove_staging(host.as_ref(), context.directory(self.directory)?)

@@ -11,7 +11,7 @@ mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use journal_format::DiskFormat;
+use journal_format::ImageFormat;
 use journal_format::owner::OwnerV1;
 
 use crate::domain::{Definition, DomainError, DomainName, NameError};
@@ -66,7 +66,7 @@ pub struct SourceDisk {
     /// Target name in the definition, such as `vda`.
     pub target: String,
     /// Format by the definition.
-    pub format: DiskFormat,
+    pub format: ImageFormat,
     /// The path in the definition.
     pub path: String,
     /// What is there.

@@ -89,8 +89,8 @@ fn owner_names() -> OwnerNames {
     OwnerNames { user: Some("libvirt-qemu".into()), group: Some("kvm".into()) }
 }
 
-pub(crate) fn disk(index: usize, target: &str, format: DiskFormat, path: &str, allocated: u64) -> SourceDisk {
-    let head = if format == DiskFormat::Qcow2 { qcow2_head() } else { Vec::new() };
+pub(crate) fn disk(index: usize, target: &str, format: ImageFormat, path: &str, allocated: u64) -> SourceDisk {
+    let head = if format == ImageFormat::Qcow2 { qcow2_head() } else { Vec::new() };
     let mut stat = stat(FileKind::File, 1_000 + index as u64, 10 * GIB);
     stat.allocated = allocated;
     let image = ImageFacts { path: path.to_owned(), stat, owner: owner_names(), head };
@@ -157,8 +157,8 @@ pub(crate) fn survey() -> Survey {
             host: host_facts("a"),
             vm,
             disks: vec![
-                disk(0, "vda", DiskFormat::Qcow2, "/var/lib/libvirt/images/disk.img", 2 * GIB),
-                disk(1, "vdb", DiskFormat::Raw, "/srv/data/disk.img", 3 * GIB),
+                disk(0, "vda", ImageFormat::Qcow2, "/var/lib/libvirt/images/disk.img", 2 * GIB),
+                disk(1, "vdb", ImageFormat::Raw, "/srv/data/disk.img", 3 * GIB),
             ],
             definition,
             neighbours: vec![itself],

@@ -3,7 +3,7 @@
 use super::accounts::Accounts;
 use super::neighbours::neighbours;
 use super::{ImageFacts, SourceDisk, SourceImage, SourceSurvey, SurveyError};
-use journal_format::DiskFormat;
+use journal_format::ImageFormat;
 
 use crate::domain::qcow2::HEADER_READ_BYTES;
 use crate::domain::{Definition, Disk};
@@ -44,7 +44,7 @@ fn look_at_disk(
     accounts: &Accounts,
     disk: &Disk,
     path: &str,
-    format: DiskFormat,
+    format: ImageFormat,
 ) -> Result<SourceDisk, Fault> {
     let image = match look_at_image(host, accounts, path) {
         Ok(Some(facts)) => SourceImage::Readable(facts),

@@ -56,7 +56,7 @@ pub fn bytes_of(geometry: ChunkGeometry, ranges: &[Range<u64>]) -> u64 {
 /// Puts what became durable into the ledger, and tells how far it is.
 pub struct LedgerSink<'r, 'a> {
     recorder: &'r mut Recorder<'a>,
-    disk: u32,
+    image: u32,
     geometry: ChunkGeometry,
     progress: Progress,
     /// Bytes of what is missing and turned out to be holes of the source.
@@ -70,14 +70,14 @@ impl<'r, 'a> LedgerSink<'r, 'a> {
     pub fn new(
         recorder: &'r mut Recorder<'a>,
         step: StepRef,
-        disk: u32,
+        image: u32,
         geometry: ChunkGeometry,
         missing_bytes: u64,
     ) -> Self {
         let progress =
             Progress { step, done_bytes: geometry.image_bytes - missing_bytes, total_bytes: geometry.image_bytes };
         recorder.observer.progress(&progress);
-        Self { recorder, disk, geometry, progress, hole_bytes: 0, error: None }
+        Self { recorder, image, geometry, progress, hole_bytes: 0, error: None }
     }
 
     fn advance(&mut self, bytes: u64) {
@@ -88,7 +88,7 @@ impl<'r, 'a> LedgerSink<'r, 'a> {
 
 impl ChunkSink for LedgerSink<'_, '_> {
     fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
-        if let Err(error) = self.recorder.record_chunks(self.disk, records) {
+        if let Err(error) = self.recorder.record_chunks(self.image, records) {
             self.error = Some(error);
             return Err(SinkClosed);
         }

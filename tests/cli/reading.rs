@@ -153,7 +153,7 @@ fn live_progress_of_a_running_clone_is_listed() {
     });
     fs::write(place.join(format!("{}.json", running.txn)), report.to_string()).unwrap();
     let (_, value) = program.json(&["list"]);
-    assert_eq!((value[0]["percent"].as_u64(), value[0]["step"].as_str()), (Some(25), Some("transfer_disk vda")));
+    assert_eq!((value[0]["percent"].as_u64(), value[0]["step"].as_str()), (Some(25), Some("transfer_image vda")));
     program.run(&["show", "beef0008"]).holds(&["2.00 GB of 4.00 GB", "1.00 MB/s"]);
     fs::write(place.join(format!("{}.json", running.txn)), b"{ half").unwrap();
     assert_eq!(program.json(&["list"]).1[0]["percent"], 0, "an odd file says nothing");

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use journal_format::{
-    AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, DiskFormat, DiskV1, EndV1, EndpointV1, Epoch,
-    EventV1, FailureClassV1, FailureV1, FindingV1, Inode, OptionsV1, OutcomeV1, PlanV1, RecordV1, RequestV1,
-    SourceStampV1, StepRef, StepV1, TxnId, UnixMillis,
+    AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, EndV1, EndpointV1, Epoch, EventV1,
+    FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlanV1,
+    RecordV1, RequestV1, SourceStampV1, StepRef, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::journal::{FileJournal, Journal, StateDir};
 
@@ -147,9 +147,10 @@ fn plan(txn: TxnId) -> PlanV1 {
             staging: staging.clone(),
             nonce: [1; 16],
         }],
-        disks: vec![DiskV1 {
-            target: "vda".to_owned(),
-            format: DiskFormat::Raw,
+        images: vec![ImageV1 {
+            role: ImageRoleV1::Disk { target: "vda".to_owned() },
+            format: ImageFormat::Raw,
+            reached_by: "/srv/vm/web01.img".to_owned(),
             source_path: "/srv/vm/web01.img".to_owned(),
             source_stamp: SourceStampV1 { size: DISK_BYTES, mtime_ns: 1, ctime_ns: 1 },
             allocated_bytes: 1_000_000_000,
@@ -158,15 +159,16 @@ fn plan(txn: TxnId) -> PlanV1 {
             final_path: "/srv/vm/web01_clone-vda.img".to_owned(),
             mode: 0o600,
             owner: (0, 0),
+            patches: Vec::new(),
         }],
         pools: Vec::new(),
         steps: vec![
             StepV1::ReserveRecord,
             StepV1::CreateStaging { directory: 0 },
-            StepV1::CreateDisk { disk: 0 },
-            StepV1::TransferDisk { disk: 0 },
-            StepV1::VerifyDisk { disk: 0 },
-            StepV1::PublishDisk { disk: 0 },
+            StepV1::CreateImage { image: 0 },
+            StepV1::TransferImage { image: 0 },
+            StepV1::VerifyImage { image: 0 },
+            StepV1::PublishImage { image: 0 },
             StepV1::DefineDomain,
         ],
         clean_up: vec![CleanUpStepV1::RemoveStaging { directory: 0 }, CleanUpStepV1::RemoveRecord],

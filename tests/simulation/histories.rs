@@ -89,7 +89,7 @@ fn interlude(history: &mut History, seed: &mut Seed, strangers: &Strangers, dist
         0..3 => history.scene.world.idle(seed.below(60_000)),
         3 => history.cut_power(Side::Destination, survival(seed)),
         4 => {
-            let disks = history.scene.plan.disks.len() as u64;
+            let disks = history.scene.plan.images.len() as u64;
             let lost = u32::try_from(seed.below(disks)).unwrap();
             history.told.push(format!("the ledger of disk {lost} is lost in part"));
             history.scene.world.with(|core| core.count("ledger lost in part"));

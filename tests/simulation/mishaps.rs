@@ -175,7 +175,7 @@ fn what_is_written_to_a_published_image_is_seen_at_the_barrier() {
     assert!(published < barrier);
     for operation in published..barrier {
         let mut history = History::new(shape(), SEED);
-        let path = history.scene.plan.disks[0].final_path.clone();
+        let path = history.scene.plan.images[0].final_path.clone();
         let write = move |world: &SimWorld| {
             world.with(|core| {
                 let files = &mut core.machine_mut(Side::Destination).files;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::owner::decode_owner_file;
-use journal_format::{ChunkRecordV1, ChunkState, DiskV1, EventV1, PlanV1, StepRef, StepV1};
+use journal_format::{ChunkRecordV1, ChunkState, EventV1, ImageV1, PlanV1, StepRef, StepV1};
 use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
 
@@ -240,7 +240,7 @@ impl Oracle {
         let now = Snapshot::of(core.machine(side));
         self.before[usize::from(side == Side::Destination)].accept(&now, changed);
         if side == Side::Source {
-            for (disk, versions) in self.plan.disks.iter().zip(&mut self.versions) {
+            for (disk, versions) in self.plan.images.iter().zip(&mut self.versions) {
                 if let Some(content) = core.machine(side).files.content(&disk.source_path)
                     && versions.last() != Some(content)
                 {
@@ -269,10 +269,10 @@ impl Oracle {
             return Ok(());
         }
         // Whatever subset of it survives, each disk is there as it is now, or as it is on the disk, or not at all.
-        let disks = || self.plan.disks.iter().enumerate();
+        let disks = || self.plan.images.iter().enumerate();
         let states = |path: &str| [files.content(path), files.durable_content(path)].into_iter().flatten();
         let startable = disks().all(|(_, disk)| states(&disk.final_path).next().is_some());
-        let is_half = |index: usize, disk: &DiskV1| !states(&disk.final_path).all(|now| self.is_whole(index, now));
+        let is_half = |index: usize, disk: &ImageV1| !states(&disk.final_path).all(|now| self.is_whole(index, now));
         if startable && let Some((_, disk)) = disks().find(|(index, disk)| is_half(*index, disk)) {
             return Err(format!("a half clone can be started: {}", disk.final_path));
         }
@@ -294,7 +294,7 @@ impl Oracle {
 
     /// What is put into the ledger must be on the destination's disk.
     pub fn ledger(&self, core: &Core, disk: u32, records: &[ChunkRecordV1]) -> Result<(), String> {
-        let planned = &self.plan.disks[disk as usize];
+        let planned = &self.plan.images[disk as usize];
         let files = &core.machine(Side::Destination).files;
         let Some(content) = files.durable_content(&planned.staging_path) else {
             return Err(format!("a chunk is recorded, but {} is not durable", planned.staging_path));
@@ -344,17 +344,17 @@ impl Oracle {
                 let is_there = text(&nonce) == directory.nonce;
                 (nonce, is_there)
             }
-            StepV1::CreateDisk { disk } => {
-                let disk = &self.plan.disks[disk as usize];
-                let attributes = files.durable_attributes(&disk.staging_path);
+            StepV1::CreateImage { image } => {
+                let image = &self.plan.images[image as usize];
+                let attributes = files.durable_attributes(&image.staging_path);
                 // Done: with everything that tells a finished image. Undone: without its name.
-                let is_there = if done { attributes == Some((disk.mode, disk.owner)) } else { attributes.is_some() };
-                (disk.staging_path.clone(), is_there)
+                let is_there = if done { attributes == Some((image.mode, image.owner)) } else { attributes.is_some() };
+                (image.staging_path.clone(), is_there)
             }
-            StepV1::PublishDisk { disk } => {
-                let disk = &self.plan.disks[disk as usize];
-                let published = node(&disk.final_path);
-                (disk.final_path.clone(), published.is_some() && published == node(&disk.staging_path))
+            StepV1::PublishImage { image } => {
+                let image = &self.plan.images[image as usize];
+                let published = node(&image.final_path);
+                (image.final_path.clone(), published.is_some() && published == node(&image.staging_path))
             }
             StepV1::DefineDomain => {
                 let definition = self.definition_path();
@@ -362,7 +362,7 @@ impl Oracle {
                 let is_there = String::from_utf8_lossy(&text(&definition)).contains(&uuid);
                 (definition, is_there)
             }
-            StepV1::DetectSharedStorage | StepV1::TransferDisk { .. } | StepV1::VerifyDisk { .. } => return Ok(()),
+            StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => return Ok(()),
         };
         if is_there == done || self.removed {
             return Ok(());
@@ -472,7 +472,7 @@ impl Oracle {
         if self.plan.autostart {
             names.push(format!("{AUTOSTART}/{name}.xml"));
         }
-        names.extend(self.plan.disks.iter().map(|disk| disk.final_path.clone()));
+        names.extend(self.plan.images.iter().map(|disk| disk.final_path.clone()));
         names
     }
 
@@ -485,7 +485,7 @@ impl Oracle {
         if domain.definition.name != *name {
             return Err(format!("the clone is called {}", domain.definition.name));
         }
-        let paths: Vec<_> = self.plan.disks.iter().map(|disk| disk.final_path.clone()).collect();
+        let paths: Vec<_> = self.plan.images.iter().map(|disk| disk.final_path.clone()).collect();
         if domain.definition.disks != paths {
             return Err(format!("the clone's disks are {:?}", domain.definition.disks));
         }
@@ -512,7 +512,7 @@ impl Oracle {
         if files.stat(&self.definition_path()).is_none() {
             return Err("the clone's definition is not on the disk".to_owned());
         }
-        for (index, disk) in self.plan.disks.iter().enumerate() {
+        for (index, disk) in self.plan.images.iter().enumerate() {
             let path = &disk.final_path;
             let (Some(stat), Some(content)) = (files.stat(path), files.content(path)) else {
                 if self.removed {
@@ -538,7 +538,7 @@ impl Oracle {
 
     fn pools(&self, machine: &Machine, there: bool) -> Result<(), String> {
         for pool in machine.libvirt.pools.iter().filter(|_| !self.removed) {
-            for disk in self.plan.disks.iter().filter(|disk| split(&disk.final_path).0 == pool.path) {
+            for disk in self.plan.images.iter().filter(|disk| split(&disk.final_path).0 == pool.path) {
                 let name = split(&disk.final_path).1;
                 let foreign = self.before[1].entries.contains_key(&disk.final_path);
                 if pool.volumes.iter().any(|volume| volume == name) != there && !foreign {

@@ -84,7 +84,7 @@ fn a_guest_is_planned_and_nothing_is_touched() {
     let before = everything(&world);
     let plan = planned(&world, &request());
     assert_eq!(everything(&world), before);
-    let paths: Vec<_> = plan.disks.iter().map(|disk| (disk.source_path.as_str(), disk.final_path.as_str())).collect();
+    let paths: Vec<_> = plan.images.iter().map(|disk| (disk.source_path.as_str(), disk.final_path.as_str())).collect();
     assert_eq!(
         paths,
         [
@@ -142,11 +142,11 @@ fn what_stands_in_the_way_on_the_destination_is_found() {
 fn a_clone_on_the_sources_own_host_gets_paths_of_its_own() {
     let world = world();
     let plan = planned(&world, &request());
-    for disk in &plan.disks {
+    for disk in &plan.images {
         put(&world, &disk.final_path);
     }
     let again = planned(&world, &request());
-    for (first, second) in plan.disks.iter().zip(&again.disks) {
+    for (first, second) in plan.images.iter().zip(&again.images) {
         assert_ne!(first.final_path, second.final_path);
         assert!(second.final_path.contains(&again.txn.short()), "{}", second.final_path);
     }

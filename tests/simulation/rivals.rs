@@ -26,7 +26,7 @@ fn rival_of(plan: &PlanV1, controller: ControllerId) -> PlanV1 {
         directory.staging = directory.staging.replace(&plan.txn.to_string(), &txn.to_string());
         directory.nonce = [0x88; 16];
     }
-    for disk in &mut rival.disks {
+    for disk in &mut rival.images {
         disk.staging_path = disk.staging_path.replace(&plan.txn.to_string(), &txn.to_string());
     }
     PlanV1 { txn, clone_uuid, controller, ..rival }

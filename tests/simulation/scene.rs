@@ -1,8 +1,8 @@
 //! The scene of a history: two hosts with a little on them, a guest to be cloned, and its plan, made by hand.
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, DirectoryV1, DiskFormat, DiskV1, DomainUuid, EndpointV1, OptionsV1, PlanV1, RequestV1,
-    SourceStampV1, StepV1, TxnId, UnixMillis,
+    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, OptionsV1,
+    PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::world::HostFacts;
 
@@ -189,9 +189,10 @@ impl Scene {
             });
             let stat = source.files.stat(path).unwrap();
             let target = TARGETS[disk];
-            disks.push(DiskV1 {
-                target: target.to_owned(),
-                format: if disk == 1 { DiskFormat::Qcow2 } else { DiskFormat::Raw },
+            disks.push(ImageV1 {
+                role: ImageRoleV1::Disk { target: target.to_owned() },
+                format: if disk == 1 { ImageFormat::Qcow2 } else { ImageFormat::Raw },
+                reached_by: path.clone(),
                 source_path: path.clone(),
                 source_stamp: SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
                 allocated_bytes: stat.allocated,
@@ -200,6 +201,7 @@ impl Scene {
                 final_path: format!("{path_of}/{CLONE_NAME}-{target}.img"),
                 mode: 0o640,
                 owner: (64_055, 104),
+                patches: Vec::new(),
             });
         }
         let final_paths: Vec<String> = disks.iter().map(|disk| disk.final_path.clone()).collect();
@@ -242,7 +244,7 @@ impl Scene {
             steps: steps(shape, directories.len()),
             clean_up: clean_up(shape, directories.len()),
             directories,
-            disks,
+            images: disks,
         };
         source.files.sync_all();
         destination.files.sync_all();
@@ -319,13 +321,13 @@ fn steps(shape: Shape, directories: usize) -> Vec<StepV1> {
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory }));
     steps.push(StepV1::DetectSharedStorage);
-    for disk in 0..shape.disks {
-        steps.extend([StepV1::CreateDisk { disk }, StepV1::TransferDisk { disk }]);
+    for image in 0..shape.disks {
+        steps.extend([StepV1::CreateImage { image }, StepV1::TransferImage { image }]);
         if shape.verify {
-            steps.push(StepV1::VerifyDisk { disk });
+            steps.push(StepV1::VerifyImage { image });
         }
     }
-    steps.extend((0..shape.disks).map(|disk| StepV1::PublishDisk { disk }));
+    steps.extend((0..shape.disks).map(|image| StepV1::PublishImage { image }));
     steps.push(StepV1::DefineDomain);
     steps
 }

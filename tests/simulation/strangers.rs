@@ -148,11 +148,11 @@ impl Strangers {
     }
 
     fn some_disk(&self, seed: &mut Seed) -> usize {
-        usize::try_from(seed.below(self.plan.disks.len() as u64)).unwrap()
+        usize::try_from(seed.below(self.plan.images.len() as u64)).unwrap()
     }
 
     fn take_path(&self, core: &mut Core, seed: &mut Seed) {
-        self.put(core, self.plan.disks[self.some_disk(seed)].final_path.clone(), Cause::PathTaken);
+        self.put(core, self.plan.images[self.some_disk(seed)].final_path.clone(), Cause::PathTaken);
     }
 
     fn take_name(&self, core: &mut Core) {
@@ -177,7 +177,7 @@ impl Strangers {
     /// Is this disk still to be read back?
     fn is_unread(&self, disk: usize) -> bool {
         let disk = u32::try_from(disk).unwrap();
-        let verify = StepV1::VerifyDisk { disk };
+        let verify = StepV1::VerifyImage { image: disk };
         let Some(place) = self.plan.steps.iter().position(|step| *step == verify) else { return false };
         let place = StepRef::Forward(u32::try_from(place).unwrap());
         let durable = self.durable.borrow();
@@ -191,7 +191,7 @@ impl Strangers {
 
     fn flip_bit(&self, core: &mut Core, seed: &mut Seed) {
         let disk = self.some_disk(seed);
-        let path = &self.plan.disks[disk].staging_path;
+        let path = &self.plan.images[disk].staging_path;
         let files = &mut core.machine_mut(Side::Destination).files;
         let size = files.stat(path).map_or(0, |stat| stat.size);
         if size > 0 && self.is_unread(disk) {
@@ -201,7 +201,7 @@ impl Strangers {
     }
 
     fn remove_image(&self, core: &mut Core, seed: &mut Seed) {
-        let disk = &self.plan.disks[self.some_disk(seed)];
+        let disk = &self.plan.images[self.some_disk(seed)];
         let path = if seed.chance(50) { &disk.staging_path } else { &disk.final_path };
         let mark = format!("{HOST_RECORDS}/{}/committed", self.plan.txn);
         let files = &mut core.machine_mut(Side::Destination).files;
@@ -222,7 +222,7 @@ impl Strangers {
     }
 
     fn change_source(&self, core: &mut Core, seed: &mut Seed) {
-        let path = self.plan.disks[self.some_disk(seed)].source_path.clone();
+        let path = self.plan.images[self.some_disk(seed)].source_path.clone();
         let files = &mut core.machine_mut(Side::Source).files;
         let Some(stat) = files.stat(&path).filter(|stat| stat.size > QCOW2_HEADER_BYTES) else { return };
         let mut bytes = [0; 700];
@@ -266,8 +266,8 @@ impl Strangers {
     fn start_source(&self, core: &mut Core) {
         if core.machine_mut(Side::Source).start(self.plan.request.vm_uuid).is_ok() {
             let files = &mut core.machine_mut(Side::Source).files;
-            self.plan.disks.iter().for_each(|disk| files.sync(&disk.source_path).unwrap());
-            let paths = self.plan.disks.iter().map(|disk| disk.source_path.clone()).collect();
+            self.plan.images.iter().for_each(|disk| files.sync(&disk.source_path).unwrap());
+            let paths = self.plan.images.iter().map(|disk| disk.source_path.clone()).collect();
             let domains = vec![self.plan.request.vm_name.clone()];
             self.accept(core, Side::Source, Cause::SourceChanged, paths, domains);
         }

@@ -61,7 +61,7 @@ impl<'a> Attempt<'a> {
         let sides = [Side::Source, Side::Destination];
         let hosts =
             self.world.with(|core| sides.map(|side| Snapshot::of(core.machine(side)).without_times_and_numbers()));
-        let disks = 0..u32::try_from(self.context.plan.disks.len()).unwrap();
+        let disks = 0..u32::try_from(self.context.plan.images.len()).unwrap();
         let ledgers = disks.map(|disk| format!("{:?}", self.context.recorder.chunks(disk).unwrap()));
         (hosts.into(), ledgers.collect())
     }

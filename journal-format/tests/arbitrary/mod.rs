@@ -59,33 +59,43 @@ fn request() -> impl Strategy<Value = RequestV1> {
     )
 }
 
-fn disk() -> impl Strategy<Value = DiskV1> {
-    let format = prop_oneof![Just(DiskFormat::Raw), Just(DiskFormat::Qcow2)];
+fn disk() -> impl Strategy<Value = ImageV1> {
+    let format = prop_oneof![Just(ImageFormat::Raw), Just(ImageFormat::Qcow2)];
+    let role = prop_oneof![
+        text().prop_map(|target| ImageRoleV1::Disk { target }),
+        (text(), any::<u32>()).prop_map(|(target, depth)| ImageRoleV1::Layer { target, depth }),
+        Just(ImageRoleV1::Nvram),
+        Just(ImageRoleV1::Tpm),
+    ];
+    let patch = (any::<u64>(), vec(any::<u8>(), 0..40)).prop_map(|(offset, bytes)| PatchV1 { offset, bytes });
     let paths = (text(), text(), text(), text());
-    (paths, format, stamp(), any::<u64>(), any::<u32>(), any::<u32>(), any::<(u32, u32)>()).prop_map(
-        |(
-            (target, source_path, staging_path, final_path),
-            format,
-            source_stamp,
-            allocated_bytes,
-            directory,
-            mode,
-            owner,
-        )| {
-            DiskV1 {
-                target,
+    ((role, paths, vec(patch, 0..3)), format, stamp(), any::<u64>(), any::<u32>(), any::<u32>(), any::<(u32, u32)>())
+        .prop_map(
+            |(
+                (role, (reached_by, source_path, staging_path, final_path), patches),
                 format,
-                source_path,
                 source_stamp,
                 allocated_bytes,
                 directory,
-                staging_path,
-                final_path,
                 mode,
                 owner,
-            }
-        },
-    )
+            )| {
+                ImageV1 {
+                    role,
+                    format,
+                    reached_by,
+                    source_path,
+                    source_stamp,
+                    allocated_bytes,
+                    directory,
+                    staging_path,
+                    final_path,
+                    mode,
+                    owner,
+                    patches,
+                }
+            },
+        )
 }
 
 fn directory() -> impl Strategy<Value = DirectoryV1> {
@@ -103,10 +113,10 @@ fn step() -> impl Strategy<Value = StepV1> {
         Just(StepV1::ClaimName),
         any::<u32>().prop_map(|directory| StepV1::CreateStaging { directory }),
         Just(StepV1::DetectSharedStorage),
-        any::<u32>().prop_map(|disk| StepV1::CreateDisk { disk }),
-        any::<u32>().prop_map(|disk| StepV1::TransferDisk { disk }),
-        any::<u32>().prop_map(|disk| StepV1::VerifyDisk { disk }),
-        any::<u32>().prop_map(|disk| StepV1::PublishDisk { disk }),
+        any::<u32>().prop_map(|image| StepV1::CreateImage { image }),
+        any::<u32>().prop_map(|image| StepV1::TransferImage { image }),
+        any::<u32>().prop_map(|image| StepV1::VerifyImage { image }),
+        any::<u32>().prop_map(|image| StepV1::PublishImage { image }),
         Just(StepV1::DefineDomain),
     ]
 }
@@ -140,7 +150,7 @@ fn plan() -> impl Strategy<Value = PlanV1> {
         title: definition.2,
         autostart: definition.3,
         directories: lists.0,
-        disks: lists.1,
+        images: lists.1,
         pools: lists.2,
         steps: lists.3,
         clean_up: lists.4,
@@ -209,7 +219,7 @@ fn event() -> impl Strategy<Value = EventV1> {
         text().prop_map(|reason| EventV1::Abandoned { reason }),
         failure().prop_map(|failure| EventV1::Suspended { failure }),
         prop_oneof![Just(EndV1::Committed), Just(EndV1::RolledBack)].prop_map(|end| EventV1::Finished { end }),
-        (any::<u32>(), stamp()).prop_map(|(disk, stamp)| EventV1::SourceChanged { disk, stamp }),
+        (any::<u32>(), stamp()).prop_map(|(image, stamp)| EventV1::SourceChanged { image, stamp }),
         (step_ref(), failure()).prop_map(|(step, failure)| EventV1::LeftBehind { step, failure }),
     ]
 }

@@ -24,11 +24,12 @@ fn endpoint(address: &str, key_file: Option<&str>) -> EndpointV1 {
     }
 }
 
-fn disk(number: u32, format: DiskFormat) -> DiskV1 {
-    DiskV1 {
-        target: format!("vd{}", char::from(b'a' + u8::try_from(number).unwrap())),
+fn disk(number: u32, format: ImageFormat) -> ImageV1 {
+    ImageV1 {
+        role: ImageRoleV1::Disk { target: format!("vd{}", char::from(b'a' + u8::try_from(number).unwrap())) },
         format,
-        source_path: format!("/var/lib/libvirt/images/web01-{number}.img"),
+        reached_by: format!("/var/lib/libvirt/images/web01-{number}.img"),
+        source_path: format!("/srv/pool/web01-{number}.img"),
         source_stamp: stamp(),
         allocated_bytes: 1_073_741_824,
         directory: 0,
@@ -36,6 +37,7 @@ fn disk(number: u32, format: DiskFormat) -> DiskV1 {
         final_path: format!("/srv/images/web02-{number}.img"),
         mode: 0o600,
         owner: (0, 0),
+        patches: if number == 0 { Vec::new() } else { vec![PatchV1 { offset: 8, bytes: vec![0, 1, 0xfe] }] },
     }
 }
 
@@ -45,10 +47,10 @@ pub fn steps() -> Vec<StepV1> {
         StepV1::ClaimName,
         StepV1::CreateStaging { directory: 0 },
         StepV1::DetectSharedStorage,
-        StepV1::CreateDisk { disk: 0 },
-        StepV1::TransferDisk { disk: 0 },
-        StepV1::VerifyDisk { disk: 0 },
-        StepV1::PublishDisk { disk: 0 },
+        StepV1::CreateImage { image: 0 },
+        StepV1::TransferImage { image: 0 },
+        StepV1::VerifyImage { image: 0 },
+        StepV1::PublishImage { image: 0 },
         StepV1::DefineDomain,
     ]
 }
@@ -97,7 +99,7 @@ pub fn plan() -> PlanV1 {
             staging: format!("/srv/images/.kvm-clone/{}", txn()),
             nonce: [0x5a; 16],
         }],
-        disks: vec![disk(0, DiskFormat::Raw), disk(1, DiskFormat::Qcow2)],
+        images: vec![disk(0, ImageFormat::Raw), disk(1, ImageFormat::Qcow2)],
         pools: vec!["images".into()],
         steps: steps(),
         clean_up: clean_up(),
@@ -176,7 +178,7 @@ pub fn events() -> Vec<(String, EventV1)> {
             ("finished-committed", EventV1::Finished { end: EndV1::Committed }),
             ("finished-rolled-back", EventV1::Finished { end: EndV1::RolledBack }),
             ("left-behind", EventV1::LeftBehind { step: StepRef::CleanUp(5), failure: left }),
-            ("source-changed", EventV1::SourceChanged { disk: 1, stamp: stamp() }),
+            ("source-changed", EventV1::SourceChanged { image: 1, stamp: stamp() }),
         ]
         .map(|(name, event)| (name.to_owned(), event)),
     );
@@ -199,10 +201,10 @@ pub fn record(number: u64, epoch: u64, event: EventV1) -> RecordV1 {
 /// A clone from its plan to its end, with one crash and one resume.
 pub fn transaction() -> Vec<RecordV1> {
     let outcome = |step: usize| match steps()[step] {
-        StepV1::TransferDisk { .. } => outcomes()[3].1.clone(),
-        StepV1::VerifyDisk { .. } => outcomes()[4].1.clone(),
+        StepV1::TransferImage { .. } => outcomes()[3].1.clone(),
+        StepV1::VerifyImage { .. } => outcomes()[4].1.clone(),
         StepV1::DetectSharedStorage => OutcomeV1::SharedStorage { directories: Vec::new() },
-        StepV1::CreateDisk { .. } | StepV1::ReserveRecord => OutcomeV1::Made { inode: Inode(4711) },
+        StepV1::CreateImage { .. } | StepV1::ReserveRecord => OutcomeV1::Made { inode: Inode(4711) },
         _ => OutcomeV1::Nothing,
     };
     let opened = |epoch, purpose, pid| EventV1::AttemptOpened { epoch: Epoch(epoch), purpose, pid };

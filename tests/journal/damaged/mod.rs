@@ -244,7 +244,7 @@ fn judge_opened(template: &Template, damage: Damage, opened: &Opened) -> Result<
     for (disk, (ledger, expected)) in (0..).zip(ledgers.iter().zip(&template.ledgers)) {
         let named = repairs.iter().any(|repair| match repair {
             Repair::StoreRebuilt { .. } | Repair::LedgersStale => true,
-            Repair::LedgerDropped { disk: dropped } => *dropped == disk,
+            Repair::LedgerDropped { image: dropped } => *dropped == disk,
             _ => false,
         });
         if ledger != expected && !(ledger.is_empty() && named) {

@@ -10,19 +10,19 @@ use crate::history::Last;
 use crate::transfer::{self, CompareSink, LedgerSink, manifest};
 use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, ZeroChunks};
 
-pub(super) struct TransferDisk {
-    pub(super) disk: u32,
+pub(super) struct TransferImage {
+    pub(super) image: u32,
 }
 
-impl Step for TransferDisk {
+impl Step for TransferImage {
     fn expected(&self, context: &Context) -> String {
-        context.disk(self.disk).map_or_else(|_| String::new(), |disk| format!("all of {}", disk.source_path))
+        context.image(self.image).map_or_else(|_| String::new(), |image| format!("all of {}", image.source_path))
     }
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
-        let disk = context.disk(self.disk)?;
-        let Some(stat) = context.destination.stat(&disk.staging_path)? else { return Ok(Probe::Absent) };
-        let history = context.history_of(StepV1::TransferDisk { disk: self.disk });
+        let image = context.image(self.image)?;
+        let Some(stat) = context.destination.stat(&image.staging_path)? else { return Ok(Probe::Absent) };
+        let history = context.history_of(StepV1::TransferImage { image: self.image });
         if let Some(step) = history.filter(|step| step.last == Last::Done) {
             return Ok(match &step.outcome {
                 Some(outcome) if is_unchanged(outcome, &stat) => Probe::Ours(outcome.clone()),
@@ -30,29 +30,29 @@ impl Step for TransferDisk {
             });
         }
         // What is not in the ledger is not known to be there: an effect begins with the first recorded chunk.
-        Ok(if context.recorder.chunks(self.disk)?.is_empty() { Probe::Absent } else { Probe::Partial })
+        Ok(if context.recorder.chunks(self.image)?.is_empty() { Probe::Absent } else { Probe::Partial })
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
         self.follow_source(context)?;
-        let history = context.history_of(StepV1::TransferDisk { disk: self.disk });
+        let history = context.history_of(StepV1::TransferImage { image: self.image });
         let reopened = history.is_some_and(|step| step.last == Last::Reopened);
         let read_back = history.is_some_and(|step| step.differed > 0);
         // What Verify read back is out of the ledger already.
         if (reopened && !read_back) || !context.plan.request.options.verify {
             self.drop_unproven(context)?;
         }
-        let step = context.place_of(StepV1::TransferDisk { disk: self.disk })?;
-        let geometry = context.geometry(self.disk)?;
-        let ledger = context.recorder.chunks(self.disk)?;
+        let step = context.place_of(StepV1::TransferImage { image: self.image })?;
+        let geometry = context.geometry(self.image)?;
+        let ledger = context.recorder.chunks(self.image)?;
         let wanted = transfer::missing(geometry, &ledger);
         let missing_bytes = transfer::bytes_of(geometry, &wanted);
         let to_inode = self.right_size(context, geometry)?.inode;
-        let disk = context.disk(self.disk)?;
-        let source = context.recorder.history().sources.get(self.disk as usize);
+        let image = context.image(self.image)?;
+        let source = context.recorder.history().sources.get(self.image as usize);
         let job = CopyJob {
-            from: disk.source_path.clone(),
-            to: disk.staging_path.clone(),
+            from: image.source_path.clone(),
+            to: image.staging_path.clone(),
             to_inode,
             geometry,
             wanted,
@@ -64,7 +64,7 @@ impl Step for TransferDisk {
             },
             bandwidth_limit_bytes_per_second: context.bandwidth_limit_bytes_per_second,
         };
-        let mut sink = LedgerSink::new(&mut context.recorder, step, self.disk, geometry, missing_bytes);
+        let mut sink = LedgerSink::new(&mut context.recorder, step, self.image, geometry, missing_bytes);
         let copied = context.world.copy_chunks(&job, &mut sink);
         let hole_bytes = sink.hole_bytes;
         if let Some(error) = sink.error {
@@ -73,7 +73,7 @@ impl Step for TransferDisk {
         let summary = copied?;
         context.destination.sync(&job.to)?;
 
-        let root = manifest::root(geometry, &context.recorder.chunks(self.disk)?);
+        let root = manifest::root(geometry, &context.recorder.chunks(self.image)?);
         let stat = self.staged(context)?;
         let stamp = self.stamp(context)?;
         Ok(Applied::Done(OutcomeV1::Transferred {
@@ -89,21 +89,21 @@ impl Step for TransferDisk {
 
     fn undo(&self, context: &mut Context) -> Result<(), Failure> {
         // The bytes go with the file, which Create made.
-        Ok(context.recorder.replace_chunks(self.disk, &BTreeMap::new())?)
+        Ok(context.recorder.replace_chunks(self.image, &BTreeMap::new())?)
     }
 }
 
-impl TransferDisk {
+impl TransferImage {
     fn stamp(&self, context: &Context) -> Result<SourceStampV1, Failure> {
-        let source = context.recorder.history().sources.get(self.disk as usize);
-        source.map(|source| source.stamp).ok_or_else(|| Failure::stop(None, "a plan with this disk", "none"))
+        let source = context.recorder.history().sources.get(self.image as usize);
+        source.map(|source| source.stamp).ok_or_else(|| Failure::stop(None, "a plan with this image", "none"))
     }
 
     fn staged(&self, context: &Context) -> Result<FileStat, Failure> {
-        let disk = context.disk(self.disk)?;
-        context.destination.stat(&disk.staging_path)?.ok_or_else(|| {
+        let image = context.image(self.image)?;
+        context.destination.stat(&image.staging_path)?.ok_or_else(|| {
             Failure::suspend(
-                format!("{} on {} is gone", disk.staging_path, context.destination.name()),
+                format!("{} on {} is gone", image.staging_path, context.destination.name()),
                 "resume makes it again",
             )
         })
@@ -114,7 +114,7 @@ impl TransferDisk {
     fn right_size(&self, context: &Context, geometry: ChunkGeometry) -> Result<FileStat, Failure> {
         let staged = self.staged(context)?;
         if staged.size != geometry.image_bytes {
-            let path = &context.disk(self.disk)?.staging_path;
+            let path = &context.image(self.image)?.staging_path;
             let preallocate = context.plan.request.options.preallocate;
             context.destination.set_size(path, staged.inode, geometry.image_bytes, preallocate)?;
         }
@@ -124,38 +124,38 @@ impl TransferDisk {
     /// Where the source's image is no longer what the ledger belongs to, takes out of the ledger what differs.
     fn follow_source(&self, context: &mut Context) -> Result<(), Failure> {
         let known = self.stamp(context)?;
-        let seen = source_stamp(context, self.disk)?;
+        let seen = source_stamp(context, self.image)?;
         if seen == known {
             return Ok(());
         }
-        let mut ledger = context.recorder.chunks(self.disk)?;
+        let mut ledger = context.recorder.chunks(self.image)?;
         if seen.size == known.size {
-            let geometry = context.geometry(self.disk)?;
+            let geometry = context.geometry(self.image)?;
             let differing = self.differing(context, geometry, &ledger, Origin::Source)?;
             ledger.retain(|index, _| !differing.contains(index));
-            context.recorder.replace_chunks(self.disk, &ledger)?;
+            context.recorder.replace_chunks(self.image, &ledger)?;
         } else {
-            context.recorder.replace_chunks(self.disk, &BTreeMap::new())?;
+            context.recorder.replace_chunks(self.image, &BTreeMap::new())?;
             let inode = self.staged(context)?.inode;
-            let path = context.disk(self.disk)?.staging_path.clone();
+            let path = context.image(self.image)?.staging_path.clone();
             context.destination.set_size(&path, inode, 0, false)?;
             context.destination.set_size(&path, inode, seen.size, context.plan.request.options.preallocate)?;
         }
-        let event = EventV1::SourceChanged { disk: self.disk, stamp: seen };
+        let event = EventV1::SourceChanged { image: self.image, stamp: seen };
         Ok(context.recorder.append(context.world.now(), event)?)
     }
 
     /// Re-reads what the ledger says is on the destination and takes out what is not.
     fn drop_unproven(&self, context: &mut Context) -> Result<(), Failure> {
-        let mut ledger = context.recorder.chunks(self.disk)?;
+        let mut ledger = context.recorder.chunks(self.image)?;
         if ledger.is_empty() {
             return Ok(());
         }
-        let geometry = context.geometry(self.disk)?;
+        let geometry = context.geometry(self.image)?;
         let differing = self.differing(context, geometry, &ledger, Origin::Destination)?;
         if !differing.is_empty() {
             ledger.retain(|index, _| !differing.contains(index));
-            context.recorder.replace_chunks(self.disk, &ledger)?;
+            context.recorder.replace_chunks(self.image, &ledger)?;
         }
         Ok(())
     }
@@ -167,12 +167,12 @@ impl TransferDisk {
         ledger: &BTreeMap<u64, ChunkState>,
         origin: Origin,
     ) -> Result<BTreeSet<u64>, Failure> {
-        let disk = context.disk(self.disk)?;
+        let image = context.image(self.image)?;
         let (host, path) = match origin {
-            Origin::Source => (context.source()?, disk.source_path.clone()),
-            Origin::Destination => (context.destination.clone(), disk.staging_path.clone()),
+            Origin::Source => (context.source()?, image.source_path.clone()),
+            Origin::Destination => (context.destination.clone(), image.staging_path.clone()),
         };
-        let step = context.place_of(StepV1::TransferDisk { disk: self.disk })?;
+        let step = context.place_of(StepV1::TransferImage { image: self.image })?;
         let wanted = transfer::ranges_of(ledger.keys().copied());
         let bytes = transfer::bytes_of(geometry, &wanted);
         let job = HashJob { path, inode: None, geometry, wanted, reread: origin == Origin::Destination };
@@ -189,9 +189,9 @@ enum Origin {
 }
 
 /// The source's image as it is now.
-pub(super) fn source_stamp(context: &Context, disk: u32) -> Result<SourceStampV1, Failure> {
+pub(super) fn source_stamp(context: &Context, image: u32) -> Result<SourceStampV1, Failure> {
     let source = context.source()?;
-    let path = &context.disk(disk)?.source_path;
+    let path = &context.image(image)?.source_path;
     let stat = source.stat(path)?.ok_or_else(|| {
         Failure::turn_back(format!("{path} on {} is gone", source.name()), "bring the image back, then clone again")
     })?;

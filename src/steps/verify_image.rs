@@ -2,29 +2,29 @@
 
 use journal_format::{OutcomeV1, ReopenCauseV1, StepV1};
 
-use super::transfer_disk::is_unchanged;
+use super::transfer_image::is_unchanged;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::transfer::{CompareSink, manifest};
 use crate::world::HashJob;
 
-pub(super) struct VerifyDisk {
-    pub(super) disk: u32,
+pub(super) struct VerifyImage {
+    pub(super) image: u32,
 }
 
-impl Step for VerifyDisk {
+impl Step for VerifyImage {
     fn expected(&self, context: &Context) -> String {
-        context.disk(self.disk).map_or_else(|_| String::new(), |disk| format!("{} read back", disk.staging_path))
+        context.image(self.image).map_or_else(|_| String::new(), |image| format!("{} read back", image.staging_path))
     }
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
-        let history = context.history_of(StepV1::VerifyDisk { disk: self.disk });
+        let history = context.history_of(StepV1::VerifyImage { image: self.image });
         let Some(outcome) = history.filter(|step| step.last == Last::Done).and_then(|step| step.outcome.as_ref())
         else {
             return Ok(Probe::Absent);
         };
-        let stat = context.destination.stat(&context.disk(self.disk)?.staging_path)?;
+        let stat = context.destination.stat(&context.image(self.image)?.staging_path)?;
         Ok(match stat {
             Some(stat) if is_unchanged(outcome, &stat) => Probe::Ours(outcome.clone()),
             _ => Probe::Absent,
@@ -32,21 +32,21 @@ impl Step for VerifyDisk {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
-        let this = StepV1::VerifyDisk { disk: self.disk };
+        let this = StepV1::VerifyImage { image: self.image };
         let step = context.place_of(this)?;
-        let geometry = context.geometry(self.disk)?;
-        let mut ledger = context.recorder.chunks(self.disk)?;
-        let earlier = StepV1::TransferDisk { disk: self.disk };
-        let root = transferred_root(context, self.disk).ok_or_else(|| {
+        let geometry = context.geometry(self.image)?;
+        let mut ledger = context.recorder.chunks(self.image)?;
+        let earlier = StepV1::TransferImage { image: self.image };
+        let root = transferred_root(context, self.image).ok_or_else(|| {
             Failure::stop(None, "a transfer that ended with a root", "no record of it: the journal is not consistent")
         })?;
         // An earlier attempt may have died after it took a difference out of the ledger and before it told: then the ledger
         // cannot judge what is read.
         if context.recorder.history().attempts > 1 && manifest::root(geometry, &ledger) != root {
-            let why = format!("{}: the ledger is not what was transferred", context.disk(self.disk)?.target);
+            let why = format!("{}: the ledger is not what was transferred", context.image(self.image)?.role);
             return Ok(Applied::Reopen { earlier, cause: ReopenCauseV1::EffectGone, why });
         }
-        let path = context.disk(self.disk)?.staging_path.clone();
+        let path = context.image(self.image)?.staging_path.clone();
         let host = context.destination.clone();
         let stat = host
             .stat(&path)?
@@ -83,7 +83,7 @@ impl Step for VerifyDisk {
             ));
         }
         ledger.retain(|index, _| !differing.contains(index));
-        context.recorder.replace_chunks(self.disk, &ledger)?;
+        context.recorder.replace_chunks(self.image, &ledger)?;
         Ok(Applied::Reopen { earlier, cause: ReopenCauseV1::ReadBackDiffers, why })
     }
 
@@ -93,8 +93,8 @@ impl Step for VerifyDisk {
 }
 
 /// The root that Transfer found.
-fn transferred_root(context: &Context, disk: u32) -> Option<journal_format::ChunkValue> {
-    match context.outcome_of(StepV1::TransferDisk { disk })? {
+fn transferred_root(context: &Context, image: u32) -> Option<journal_format::ChunkValue> {
+    match context.outcome_of(StepV1::TransferImage { image })? {
         OutcomeV1::Transferred { root, .. } => Some(*root),
         _ => None,
     }

@@ -1,0 +1,87 @@
+//! The staged image under its final name, by link: that fails when the name is taken. The staging name stays until
+//! clean-up and proves that the file is ours.
+
+use journal_format::{OutcomeV1, StepV1};
+
+use super::host_record::parent_of;
+use super::{Applied, Context, Probe, Step};
+use crate::failure::Failure;
+use crate::world::FaultKind;
+
+pub(super) struct PublishImage {
+    pub(super) image: u32,
+}
+
+impl Step for PublishImage {
+    fn expected(&self, context: &Context) -> String {
+        context.image(self.image).map_or_else(|_| String::new(), |image| format!("our image {}", image.final_path))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let (host, image) = (&context.destination, context.image(self.image)?);
+        let Some(last) = host.stat(&image.final_path)? else { return Ok(Probe::Absent) };
+        let Some(staged) = host.stat(&image.staging_path)?.filter(|staged| staged.inode == last.inode) else {
+            return Ok(Probe::Foreign(format!("{} is another file (inode {})", image.final_path, last.inode.0)));
+        };
+        Ok(match context.outcome_of(StepV1::TransferImage { image: self.image }) {
+            Some(OutcomeV1::Transferred { source_size, mtime_ns, .. })
+                if (*source_size, *mtime_ns) != (staged.size, staged.mtime_ns) =>
+            {
+                Probe::InUse(format!("{} was written to since it was published", image.final_path))
+            }
+            _ => Probe::Ours(OutcomeV1::Made { inode: last.inode }),
+        })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        let (host, image) = (&context.destination, context.image(self.image)?);
+        match host.link(&image.staging_path, &image.final_path) {
+            Ok(()) => {}
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => {
+                if let Probe::Ours(outcome) = self.probe(context)? {
+                    return Ok(Applied::Done(outcome));
+                }
+                return Err(Failure::turn_back(
+                    format!("{} on {} was taken by somebody else meanwhile", image.final_path, host.name()),
+                    "run again: another path is chosen",
+                ));
+            }
+            Err(fault) => return Err(fault.into()),
+        }
+        let stat = host.stat(&image.final_path)?;
+        let inode = stat.map(|stat| stat.inode);
+        inode.map(|inode| Applied::Done(OutcomeV1::Made { inode })).ok_or_else(|| {
+            Failure::suspend(format!("{} on {} vanished at once", image.final_path, host.name()), "resume looks again")
+        })
+    }
+
+    fn settle(&self, context: &Context) -> Result<(), Failure> {
+        let (host, image) = (&context.destination, context.image(self.image)?);
+        host.sync(parent_of(&image.staging_path))?;
+        Ok(host.sync(parent_of(&image.final_path))?)
+    }
+
+    fn undo(&self, context: &mut Context) -> Result<(), Failure> {
+        let (host, image) = (&context.destination, context.image(self.image)?);
+        let staged = host.stat(&image.staging_path)?;
+        let published = host.stat(&image.final_path)?;
+        if let (Some(staged), Some(published)) = (staged, published)
+            && staged.inode == published.inode
+        {
+            host.unlink(&image.final_path, staged.inode)?;
+        }
+        Ok(host.sync(parent_of(&image.final_path))?)
+    }
+
+    fn hold(&self, context: &Context) -> Result<(), Failure> {
+        let (host, image) = (&context.destination, context.image(self.image)?);
+        match host.lock_image(&image.final_path) {
+            Ok(_) => Ok(()),
+            Err(fault) if fault.kind == FaultKind::InUse => {
+                let place = context.place_of(StepV1::PublishImage { image: self.image })?;
+                Err(Failure::stop(Some(place), format!("{} used by nobody", image.final_path), fault.to_string()))
+            }
+            Err(fault) => Err(fault.into()),
+        }
+    }
+}
