@@ -81,6 +81,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         title: survey.source.definition.title.clone(),
         autostart: survey.source.vm.autostart,
         directories,
+        new_directories: Vec::new(),
         images: disks,
         pools,
         steps,

@@ -31,6 +31,8 @@ pub struct PlanV1 {
     pub autostart: bool,
     /// Directories on the destination that receive final names. Each gets a staging directory.
     pub directories: Vec<DirectoryV1>,
+    /// Directories that are made for final names, parents first.
+    pub new_directories: Vec<NewDirectoryV1>,
     /// The files to be copied: the disks in the order of the definition first.
     pub images: Vec<ImageV1>,
     /// Active pools of the destination that hold a touched directory; refreshed at the end.
@@ -87,7 +89,7 @@ pub struct OptionsV1 {
     pub chunk_size_bytes: u32,
 }
 
-/// A directory on the destination that receives final names.
+/// A directory of the destination that has a staging directory. Final names are in it, or below it on the same filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectoryV1 {
     /// The directory itself, absolute. Existed before.
@@ -98,6 +100,20 @@ pub struct DirectoryV1 {
     pub staging: String,
     /// Content of the nonce file in the staging directory, looked for from the source's host.
     pub nonce: [u8; 16],
+}
+
+/// A directory that is made on the destination and stays with the clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDirectoryV1 {
+    /// Absolute.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group by number on the destination.
+    pub owner: (u32, u32),
+    /// Whether the directory above it did not exist either, which others may make too: it is made where it is missing, and
+    /// removed again where it is empty.
+    pub makes_parent: bool,
 }
 
 /// One file to be copied.
@@ -226,6 +242,11 @@ pub enum StepV1 {
     },
     /// The clone's definition, marked unfinished.
     DefineDomain,
+    /// A directory for final names that did not exist.
+    MakeDirectory {
+        /// Index into `PlanV1::new_directories`.
+        directory: u32,
+    },
 }
 
 /// A step after the commit. Forward only. Variants are only appended.

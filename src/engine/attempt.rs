@@ -17,7 +17,7 @@ use crate::domain::{same, uncarried_image};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::Context;
-use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX};
+use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX, parent_of};
 use crate::world::{DomainState, FaultKind, Host, OwnerLock, ProcessId, Side, World};
 
 /// A silent agent ends by itself after 30 s.
@@ -142,6 +142,10 @@ pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
         paths.push(format!("{}/.kvm-clone", directory.path));
         paths.push(directory.staging.clone());
         paths.push(format!("{}/", directory.staging));
+    }
+    for made in &plan.new_directories {
+        paths.extend(made.makes_parent.then(|| parent_of(&made.path).to_owned()));
+        paths.push(made.path.clone());
     }
     paths.extend(plan.images.iter().map(|image| image.final_path.clone()));
     paths

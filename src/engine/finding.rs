@@ -47,6 +47,10 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             let users = image.map(|image| format!("fuser -v {}", shell_word(&image.final_path)));
             image.map(images).into_iter().chain(users).collect()
         }
+        Some(StepV1::MakeDirectory { directory }) => {
+            let made = plan.new_directories.get(directory as usize);
+            made.map(|made| list_files([made.path.as_str()])).into_iter().collect()
+        }
         Some(StepV1::DefineDomain) => vec![format!("virsh list --all --uuid --name --title"), domain()],
         Some(StepV1::DetectSharedStorage) | None => {
             std::iter::once(records()).chain(plan.images.iter().map(images)).chain([domain()]).collect()

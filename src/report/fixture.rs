@@ -47,6 +47,7 @@ pub fn plan() -> PlanV1 {
             staging: "/srv/vm/.kvm-clone/0198c0de-1111-7000-8000-0000deadbeef".to_owned(),
             nonce: [1; 16],
         }],
+        new_directories: Vec::new(),
         images: vec![ImageV1 {
             role: ImageRoleV1::Disk { target: "vda".to_owned() },
             format: ImageFormat::Qcow2,

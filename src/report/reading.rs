@@ -289,6 +289,7 @@ fn resource_of(
             metadata.insert("size_bytes", image.source_stamp.size.into());
             ("disk", image.final_path.clone())
         }
+        StepV1::MakeDirectory { directory } => ("directory", plan.new_directories.get(at(directory)?)?.path.clone()),
         StepV1::DefineDomain => {
             metadata.insert("name", plan.request.new_name.clone().into());
             ("domain", plan.clone_uuid.to_string())

@@ -1,6 +1,6 @@
 //! A step of a plan in words: its name for JSON, the object it concerns, and one line for people.
 
-use journal_format::{CleanUpStepV1, ImageV1, PlanV1, StepRef, StepV1};
+use journal_format::{CleanUpStepV1, ImageV1, NewDirectoryV1, PlanV1, StepRef, StepV1};
 
 use super::quantity::bytes;
 
@@ -78,6 +78,11 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
         StepV1::PublishImage { image } => {
             about_image(plan, image, "publish_image", |image| format!("publish {} as {}", image.role, image.final_path))
         }
+        StepV1::MakeDirectory { directory } => {
+            let path = new_directory_at(plan, directory).map(|made| made.path.clone()).unwrap_or_default();
+            let line = format!("make the directory {path}");
+            text("make_directory", path, line)
+        }
         StepV1::DefineDomain => {
             let name = plan.request.new_name.clone();
             let line = format!("define {name} ({})", plan.clone_uuid);
@@ -122,6 +127,10 @@ fn about_directory(plan: &PlanV1, directory: u32, kind: &'static str, verb: &str
     let path = path.unwrap_or_default();
     let line = format!("{verb} the staging directory {path}");
     text(kind, path, line)
+}
+
+fn new_directory_at(plan: &PlanV1, directory: u32) -> Option<&NewDirectoryV1> {
+    plan.new_directories.get(usize::try_from(directory).ok()?)
 }
 
 fn image_at(plan: &PlanV1, image: u32) -> Option<&ImageV1> {

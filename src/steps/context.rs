@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use journal_format::{CleanUpStepV1, ControllerId, ImageV1, OutcomeV1, PlanV1, StepRef, StepV1};
+use journal_format::{CleanUpStepV1, ControllerId, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, StepRef, StepV1};
 
 use super::host_record::HostRecord;
 use crate::failure::Failure;
@@ -48,6 +48,11 @@ impl Context<'_> {
     /// One directory of the plan: `(path, staging, nonce)`.
     pub fn directory(&self, directory: u32) -> Result<&journal_format::DirectoryV1, Failure> {
         self.plan.directories.get(directory as usize).ok_or_else(|| inconsistent("directory", directory))
+    }
+
+    /// One directory of the plan that is made for final names.
+    pub fn new_directory(&self, directory: u32) -> Result<&NewDirectoryV1, Failure> {
+        self.plan.new_directories.get(directory as usize).ok_or_else(|| inconsistent("new directory", directory))
     }
 
     /// What happened to a step.

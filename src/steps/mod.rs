@@ -11,6 +11,7 @@ mod define_domain;
 mod detect_shared_storage;
 mod finish_domain;
 pub mod host_record;
+mod make_directory;
 mod publish_image;
 mod refresh_pool;
 mod release_claim;
@@ -124,6 +125,7 @@ pub fn step(step: StepV1) -> Box<dyn Step> {
         StepV1::TransferImage { image } => Box::new(transfer_image::TransferImage { image }),
         StepV1::VerifyImage { image } => Box::new(verify_image::VerifyImage { image }),
         StepV1::PublishImage { image } => Box::new(publish_image::PublishImage { image }),
+        StepV1::MakeDirectory { directory } => Box::new(make_directory::MakeDirectory { directory }),
         StepV1::DefineDomain => Box::new(define_domain::DefineDomain),
     }
 }
@@ -152,6 +154,7 @@ pub fn image_of(step: StepV1) -> Option<u32> {
         | StepV1::ClaimName
         | StepV1::CreateStaging { .. }
         | StepV1::DetectSharedStorage
+        | StepV1::MakeDirectory { .. }
         | StepV1::DefineDomain => None,
     }
 }
@@ -164,6 +167,7 @@ pub fn makes_something(step: StepV1) -> bool {
         | StepV1::CreateStaging { .. }
         | StepV1::CreateImage { .. }
         | StepV1::PublishImage { .. }
+        | StepV1::MakeDirectory { .. }
         | StepV1::DefineDomain => true,
         StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => false,
     }

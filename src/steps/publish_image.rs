@@ -70,7 +70,11 @@ impl Step for PublishImage {
         {
             host.unlink(&image.final_path, staged.inode)?;
         }
-        Ok(host.sync(parent_of(&image.final_path))?)
+        match host.sync(parent_of(&image.final_path)) {
+            // The directory is gone, and with it any name in it.
+            Err(fault) if fault.kind == FaultKind::NotFound => Ok(()),
+            synced => Ok(synced?),
+        }
     }
 
     fn hold(&self, context: &Context) -> Result<(), Failure> {

@@ -147,6 +147,7 @@ fn plan(txn: TxnId) -> PlanV1 {
             staging: staging.clone(),
             nonce: [1; 16],
         }],
+        new_directories: Vec::new(),
         images: vec![ImageV1 {
             role: ImageRoleV1::Disk { target: "vda".to_owned() },
             format: ImageFormat::Raw,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::owner::decode_owner_file;
-use journal_format::{ChunkRecordV1, ChunkState, EventV1, ImageV1, PlanV1, StepRef, StepV1};
+use journal_format::{ChunkRecordV1, ChunkState, EventV1, ImageRoleV1, ImageV1, PlanV1, StepRef, StepV1};
 use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
 
@@ -356,6 +356,13 @@ impl Oracle {
                 let published = node(&image.final_path);
                 (image.final_path.clone(), published.is_some() && published == node(&image.staging_path))
             }
+            StepV1::MakeDirectory { directory } => {
+                let made = &self.plan.new_directories[directory as usize];
+                // One with something in it is used by somebody else by now.
+                let used =
+                    !done && files.list(&made.path).is_ok_and(|names| names.is_some_and(|names| !names.is_empty()));
+                (made.path.clone(), node(&made.path).is_some() && !used)
+            }
             StepV1::DefineDomain => {
                 let definition = self.definition_path();
                 let uuid = self.plan.clone_uuid.to_string();
@@ -472,7 +479,11 @@ impl Oracle {
         if self.plan.autostart {
             names.push(format!("{AUTOSTART}/{name}.xml"));
         }
-        names.extend(self.plan.images.iter().map(|disk| disk.final_path.clone()));
+        names.extend(self.plan.images.iter().map(|image| image.final_path.clone()));
+        for made in &self.plan.new_directories {
+            names.extend(made.makes_parent.then(|| split(&made.path).0.to_owned()));
+            names.push(made.path.clone());
+        }
         names
     }
 
@@ -485,7 +496,8 @@ impl Oracle {
         if domain.definition.name != *name {
             return Err(format!("the clone is called {}", domain.definition.name));
         }
-        let paths: Vec<_> = self.plan.images.iter().map(|disk| disk.final_path.clone()).collect();
+        let disks = self.plan.images.iter().filter(|image| matches!(image.role, ImageRoleV1::Disk { .. }));
+        let paths: Vec<_> = disks.map(|disk| disk.final_path.clone()).collect();
         if domain.definition.disks != paths {
             return Err(format!("the clone's disks are {:?}", domain.definition.disks));
         }

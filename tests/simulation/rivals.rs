@@ -29,6 +29,10 @@ fn rival_of(plan: &PlanV1, controller: ControllerId) -> PlanV1 {
     for disk in &mut rival.images {
         disk.staging_path = disk.staging_path.replace(&plan.txn.to_string(), &txn.to_string());
     }
+    let made = rival.new_directories.iter_mut().map(|made| &mut made.path);
+    for path in made.chain(rival.images.iter_mut().map(|image| &mut image.final_path)) {
+        *path = path.replace(&plan.clone_uuid.to_string(), &clone_uuid.to_string());
+    }
     PlanV1 { txn, clone_uuid, controller, ..rival }
 }
 

@@ -1,8 +1,8 @@
 //! The scene of a history: two hosts with a little on them, a guest to be cloned, and its plan, made by hand.
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, OptionsV1,
-    PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
+    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
+    NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::world::HostFacts;
 
@@ -16,6 +16,9 @@ use crate::world::SimWorld;
 /// The two mounted filesystems besides the root.
 pub const IMAGES: &str = "/var/lib/libvirt/images";
 pub const SECOND: &str = "/srv/vm";
+/// Where libvirt keeps what is not a disk.
+const STATE: &str = "/var/lib/libvirt";
+const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 const CAPACITY_BYTES: u64 = 1 << 30;
 
 /// A host with nothing of its own yet.
@@ -25,7 +28,18 @@ pub fn machine(name: &str, machine_id: &str) -> Machine {
         (IMAGES, "xfs", CAPACITY_BYTES),
         (SECOND, "ext4", CAPACITY_BYTES),
     ]);
-    for directory in ["/etc", "/etc/libvirt", DEFINITIONS, AUTOSTART, "/srv", "/var", "/var/lib", "/var/lib/libvirt"] {
+    for directory in [
+        "/etc",
+        "/etc/libvirt",
+        DEFINITIONS,
+        AUTOSTART,
+        "/srv",
+        "/var",
+        "/var/lib",
+        STATE,
+        "/var/lib/libvirt/qemu",
+        NVRAM,
+    ] {
         files.make_dir(directory, 0o755).unwrap();
     }
     let pools = vec![Pool { name: "default".to_owned(), path: IMAGES.to_owned(), volumes: Vec::new() }];
@@ -92,6 +106,8 @@ pub struct Shape {
     pub title: bool,
     /// Another transaction is at work on the destination.
     pub neighbour: bool,
+    /// UEFI variables and the state of a TPM belong to the VM.
+    pub firmware: bool,
 }
 
 impl Shape {
@@ -106,6 +122,7 @@ impl Shape {
             start: false,
             title: true,
             neighbour: false,
+            firmware: true,
         }
     }
 
@@ -119,6 +136,7 @@ impl Shape {
             start: seed.chance(15),
             title: seed.chance(50),
             neighbour: seed.chance(40),
+            firmware: seed.chance(40),
         }
     }
 }
@@ -154,8 +172,7 @@ impl Scene {
         let now_ns = 1_799_999_000_000_000_000;
         (source.files.now_ns, destination.files.now_ns) = (now_ns, now_ns);
         for (path, image) in source_paths.iter().zip(&images) {
-            let inode = source.files.make_file(path, 0o640, image.clone()).unwrap();
-            source.files.set_attributes(path, inode, 64_055, 104, 0o640).unwrap();
+            put_source(&mut source, path, image.clone());
         }
         let title = shape.title.then_some("A <web> server").map(|title| title.replace('<', "&lt;"));
         let disks_at = |paths: &[String]| -> Vec<(&str, &str, String)> {
@@ -175,36 +192,44 @@ impl Scene {
         let mut directories: Vec<DirectoryV1> = Vec::new();
         let mut disks = Vec::new();
         for (disk, path) in source_paths.iter().enumerate() {
-            let path_of = directory_of(disk);
-            let directory = directories.iter().position(|known| known.path == path_of).unwrap_or_else(|| {
-                let mut nonce = [0; 16];
-                seed.fill(&mut nonce);
-                directories.push(DirectoryV1 {
-                    path: path_of.to_owned(),
-                    inode: destination.files.stat(path_of).unwrap().inode,
-                    staging: format!("{path_of}/.kvm-clone/{txn}"),
-                    nonce,
-                });
-                directories.len() - 1
-            });
-            let stat = source.files.stat(path).unwrap();
+            let directory = staged_in(directory_of(disk), txn, &destination, &mut directories, &mut seed);
             let target = TARGETS[disk];
             disks.push(ImageV1 {
-                role: ImageRoleV1::Disk { target: target.to_owned() },
                 format: if disk == 1 { ImageFormat::Qcow2 } else { ImageFormat::Raw },
-                reached_by: path.clone(),
-                source_path: path.clone(),
-                source_stamp: SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
-                allocated_bytes: stat.allocated,
-                directory: u32::try_from(directory).unwrap(),
-                staging_path: format!("{}/{target}.img", directories[directory].staging),
-                final_path: format!("{path_of}/{CLONE_NAME}-{target}.img"),
-                mode: 0o640,
-                owner: (64_055, 104),
-                patches: Vec::new(),
+                ..planned(
+                    ImageRoleV1::Disk { target: target.to_owned() },
+                    &source,
+                    path,
+                    (directory, &directories[directory as usize]),
+                    format!("{}/{CLONE_NAME}-{target}.img", directory_of(disk)),
+                )
             });
         }
         let final_paths: Vec<String> = disks.iter().map(|disk| disk.final_path.clone()).collect();
+        let mut new_directories = Vec::new();
+        if shape.firmware {
+            let tpm = |uuid: DomainUuid| format!("{STATE}/swtpm/{uuid}/tpm2/tpm2-00.permall");
+            for (path, role, staged_beside, final_path) in [
+                (
+                    format!("{NVRAM}/{VM_NAME}_VARS.fd"),
+                    ImageRoleV1::Nvram,
+                    NVRAM,
+                    format!("{NVRAM}/{CLONE_NAME}_VARS.fd"),
+                ),
+                (tpm(vm_uuid), ImageRoleV1::Tpm, STATE, tpm(clone_uuid)),
+            ] {
+                let content = image(&mut seed);
+                put_source(&mut source, &path, content.clone());
+                let directory = staged_in(staged_beside, txn, &destination, &mut directories, &mut seed);
+                let staging = (directory, &directories[directory as usize]);
+                disks.push(planned(role, &source, &path, staging, final_path));
+                images.push(content);
+            }
+            for (path, makes_parent) in [("", true), ("/tpm2", false)] {
+                let path = format!("{STATE}/swtpm/{clone_uuid}{path}");
+                new_directories.push(NewDirectoryV1 { path, mode: 0o711, owner: (106, 112), makes_parent });
+            }
+        }
         add_strangers(&mut destination, shape.neighbour, &mut seed);
         let endpoint = |address: &str, machine: &Machine| EndpointV1 {
             address: address.to_owned(),
@@ -241,15 +266,74 @@ impl Scene {
             } else {
                 Vec::new()
             },
-            steps: steps(shape, directories.len()),
+            steps: steps(shape, directories.len(), disks.len(), new_directories.len()),
             clean_up: clean_up(shape, directories.len()),
             directories,
+            new_directories,
             images: disks,
         };
         source.files.sync_all();
         destination.files.sync_all();
         Self { world: SimWorld::new(source, destination, seed.next()), plan, images }
     }
+}
+
+/// The directory's place in the plan; each stands there once.
+fn staged_in(
+    path: &str,
+    txn: TxnId,
+    destination: &Machine,
+    directories: &mut Vec<DirectoryV1>,
+    seed: &mut Seed,
+) -> u32 {
+    let known = directories.iter().position(|known| known.path == path);
+    let directory = known.unwrap_or_else(|| {
+        let mut nonce = [0; 16];
+        seed.fill(&mut nonce);
+        directories.push(DirectoryV1 {
+            path: path.to_owned(),
+            inode: destination.files.stat(path).unwrap().inode,
+            staging: format!("{path}/.kvm-clone/{txn}"),
+            nonce,
+        });
+        directories.len() - 1
+    });
+    u32::try_from(directory).unwrap()
+}
+
+fn planned(
+    role: ImageRoleV1,
+    source: &Machine,
+    path: &str,
+    (directory, staging): (u32, &DirectoryV1),
+    final_path: String,
+) -> ImageV1 {
+    let stat = source.files.stat(path).unwrap();
+    ImageV1 {
+        format: ImageFormat::Raw,
+        reached_by: path.to_owned(),
+        source_path: path.to_owned(),
+        source_stamp: SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
+        allocated_bytes: stat.allocated,
+        directory,
+        staging_path: format!("{}/{role}.img", staging.staging),
+        final_path,
+        mode: 0o640,
+        owner: (64_055, 104),
+        patches: Vec::new(),
+        role,
+    }
+}
+
+/// A file of the source VM, with the directories above it.
+fn put_source(source: &mut Machine, path: &str, content: Content) {
+    for (end, _) in path.match_indices('/').skip(1) {
+        if source.files.stat(&path[..end]).is_none() {
+            source.files.make_dir(&path[..end], 0o711).unwrap();
+        }
+    }
+    let inode = source.files.make_file(path, 0o640, content).unwrap();
+    source.files.set_attributes(path, inode, 64_055, 104, 0o640).unwrap();
 }
 
 fn uuid(seed: &mut Seed) -> DomainUuid {
@@ -316,18 +400,20 @@ fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
     let _ = destination.libvirt.refresh_pool(&destination.files, "default");
 }
 
-fn steps(shape: Shape, directories: usize) -> Vec<StepV1> {
-    let directories = u32::try_from(directories).unwrap();
+fn steps(shape: Shape, directories: usize, images: usize, new_directories: usize) -> Vec<StepV1> {
+    let [directories, images, new_directories] =
+        [directories, images, new_directories].map(|count| u32::try_from(count).unwrap());
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory }));
     steps.push(StepV1::DetectSharedStorage);
-    for image in 0..shape.disks {
+    for image in 0..images {
         steps.extend([StepV1::CreateImage { image }, StepV1::TransferImage { image }]);
         if shape.verify {
             steps.push(StepV1::VerifyImage { image });
         }
     }
-    steps.extend((0..shape.disks).map(|image| StepV1::PublishImage { image }));
+    steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory }));
+    steps.extend((0..images).map(|image| StepV1::PublishImage { image }));
     steps.push(StepV1::DefineDomain);
     steps
 }

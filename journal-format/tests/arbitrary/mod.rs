@@ -117,6 +117,7 @@ fn step() -> impl Strategy<Value = StepV1> {
         any::<u32>().prop_map(|image| StepV1::TransferImage { image }),
         any::<u32>().prop_map(|image| StepV1::VerifyImage { image }),
         any::<u32>().prop_map(|image| StepV1::PublishImage { image }),
+        any::<u32>().prop_map(|directory| StepV1::MakeDirectory { directory }),
         Just(StepV1::DefineDomain),
     ]
 }
@@ -136,8 +137,11 @@ fn clean_up_step() -> impl Strategy<Value = CleanUpStepV1> {
 fn plan() -> impl Strategy<Value = PlanV1> {
     let names = (any::<[u8; 16]>(), any::<u64>(), text(), controller(), request(), any::<[u8; 16]>());
     let definition = (text(), text(), option::of(text()), any::<bool>());
-    let lists =
-        (vec(directory(), 0..3), vec(disk(), 0..4), vec(text(), 0..3), vec(step(), 0..12), vec(clean_up_step(), 0..9));
+    let new_directory = (text(), any::<u32>(), any::<(u32, u32)>(), any::<bool>());
+    let new_directory =
+        new_directory.prop_map(|(path, mode, owner, makes_parent)| NewDirectoryV1 { path, mode, owner, makes_parent });
+    let directories = (vec(directory(), 0..3), vec(new_directory, 0..3));
+    let lists = (directories, vec(disk(), 0..4), vec(text(), 0..3), vec(step(), 0..12), vec(clean_up_step(), 0..9));
     (names, definition, lists).prop_map(|(names, definition, lists)| PlanV1 {
         txn: TxnId(names.0),
         created_at: UnixMillis(names.1),
@@ -149,7 +153,8 @@ fn plan() -> impl Strategy<Value = PlanV1> {
         definition: definition.1,
         title: definition.2,
         autostart: definition.3,
-        directories: lists.0,
+        directories: lists.0.0,
+        new_directories: lists.0.1,
         images: lists.1,
         pools: lists.2,
         steps: lists.3,

@@ -51,6 +51,7 @@ pub fn steps() -> Vec<StepV1> {
         StepV1::TransferImage { image: 0 },
         StepV1::VerifyImage { image: 0 },
         StepV1::PublishImage { image: 0 },
+        StepV1::MakeDirectory { directory: 0 },
         StepV1::DefineDomain,
     ]
 }
@@ -98,6 +99,12 @@ pub fn plan() -> PlanV1 {
             inode: Inode(2),
             staging: format!("/srv/images/.kvm-clone/{}", txn()),
             nonce: [0x5a; 16],
+        }],
+        new_directories: vec![NewDirectoryV1 {
+            path: "/var/lib/libvirt/swtpm/22222222-2222-2222-2222-222222222222".into(),
+            mode: 0o711,
+            owner: (0, 0),
+            makes_parent: true,
         }],
         images: vec![disk(0, ImageFormat::Raw), disk(1, ImageFormat::Qcow2)],
         pools: vec!["images".into()],
