@@ -8,15 +8,15 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, OptionsV1, PlanV1,
-    RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
+    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, NewDirectoryV1, OptionsV1,
+    PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 
-use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, rewrite};
+use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, Tpm, places, rewrite};
 use crate::host::Address;
 use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
-use crate::survey::{DirectoryFacts, EmulatorFacts, ImageFacts, SourceDisk, Survey};
+use crate::survey::{EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
@@ -26,17 +26,17 @@ const MAC_DRAWS_MAX: usize = 64;
 /// Why there is no plan. Preflight says each of these as a blocker; a survey without blockers has a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// A disk has no image that could be read.
-    #[error("disk {target}: there is no readable image")]
+    /// A file cannot be read.
+    #[error("{what}: there is no readable image")]
     NoImage {
-        /// The disk's target name.
-        target: String,
+        /// What of the VM it is.
+        what: String,
     },
-    /// A disk has no place on the destination.
-    #[error("disk {target}: there is no directory for it on the destination")]
+    /// A file has no place on the destination.
+    #[error("{what}: there is no directory for it on the destination")]
     NoDirectory {
-        /// The disk's target name.
-        target: String,
+        /// What of the VM it is.
+        what: String,
         /// Why.
         why: NoDirectory,
     },
@@ -64,10 +64,11 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
     entropy.copy_from_slice(&(circumstances.random)()[..10]);
     let txn = TxnId::new(circumstances.now, entropy);
     let clone_uuid = new_uuid(circumstances);
-    let (directories, disks) = lay_out(request, survey, txn, circumstances)?;
-    let definition = clone_definition(request, survey, clone_uuid, &disks, circumstances)?;
+    let (directories, images) = lay_out(request, survey, txn, clone_uuid, circumstances)?;
+    let new_directories = tpm_directories(survey, clone_uuid);
+    let definition = clone_definition(request, survey, clone_uuid, &images, circumstances)?;
     let pools = touched_pools(survey, &directories);
-    let steps = forward_steps(request, directories.len(), disks.len());
+    let steps = forward_steps(request, directories.len(), new_directories.len(), images.len());
     let clean_up = clean_up_steps(request, survey.source.vm.autostart, directories.len(), pools.len());
     Ok(PlanV1 {
         txn,
@@ -81,8 +82,8 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         title: survey.source.definition.title.clone(),
         autostart: survey.source.vm.autostart,
         directories,
-        new_directories: Vec::new(),
-        images: disks,
+        new_directories,
+        images,
         pools,
         steps,
         clean_up,
@@ -116,19 +117,20 @@ fn recorded_request(request: &Request, survey: &Survey) -> RequestV1 {
     }
 }
 
-/// Gives each disk its directory, staging path and final path; each directory once, in the order of the disks.
+/// Gives each file its directory, staging path and final path; each directory once, in the order of the files.
 fn lay_out(
     request: &Request,
     survey: &Survey,
     txn: TxnId,
+    clone_uuid: DomainUuid,
     circumstances: &mut Circumstances<'_>,
 ) -> Result<(Vec<DirectoryV1>, Vec<ImageV1>), PlanError> {
     let mut directories: Vec<DirectoryV1> = Vec::new();
-    let mut disks = Vec::new();
-    for disk in &survey.source.disks {
-        let image = disk.image().ok_or_else(|| PlanError::NoImage { target: disk.target.clone() })?;
-        let facts = placement::directory_for(request, &survey.destination, disk)
-            .map_err(|why| PlanError::NoDirectory { target: disk.target.clone(), why })?;
+    let mut images = Vec::new();
+    for file in &survey.source.files {
+        let image = file.image().ok_or_else(|| PlanError::NoImage { what: file.what() })?;
+        let facts = placement::directory_for(request, &survey.destination, file)
+            .map_err(|why| PlanError::NoDirectory { what: file.what(), why })?;
         let known = directories.iter().position(|directory| directory.path == facts.path);
         let index = known.unwrap_or_else(|| {
             directories.push(DirectoryV1 {
@@ -139,25 +141,23 @@ fn lay_out(
             });
             directories.len() - 1
         });
-        disks.push(planned_disk(survey, txn, disk, image, facts, index, &directories[index]));
+        let final_path = placement::final_path(&survey.new_name, txn, &survey.destination, facts, file);
+        images.push(ImageV1 {
+            directory: number(index),
+            staging_path: format!("{}/{}", directories[index].staging, placement::staged_name(file)),
+            final_path: final_path.unwrap_or_else(|| tpm_state(survey, clone_uuid)),
+            ..planned_image(survey, file, image)
+        });
     }
-    Ok((directories, disks))
+    Ok((directories, images))
 }
 
-fn planned_disk(
-    survey: &Survey,
-    txn: TxnId,
-    disk: &SourceDisk,
-    image: &ImageFacts,
-    facts: &DirectoryFacts,
-    index: usize,
-    directory: &DirectoryV1,
-) -> ImageV1 {
-    let owner = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
+/// What is known of an image before it has a place.
+fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> ImageV1 {
     ImageV1 {
-        role: ImageRoleV1::Disk { target: disk.target.clone() },
-        format: disk.format,
-        reached_by: disk.path.clone(),
+        role: file.role.clone(),
+        format: file.format,
+        reached_by: file.path.clone(),
         source_path: image.path.clone(),
         source_stamp: SourceStampV1 {
             size: image.stat.size,
@@ -166,14 +166,43 @@ fn planned_disk(
         },
         // Blocks beyond the end of the image are not moved.
         allocated_bytes: image.stat.allocated.min(image.stat.size),
-        directory: number(index),
-        staging_path: format!("{}/{}.{}", directory.staging, disk.target, placement::extension(disk.format)),
-        final_path: placement::final_path(&survey.new_name, txn, &survey.destination, facts, disk),
+        directory: 0,
+        staging_path: String::new(),
+        final_path: String::new(),
         mode: final_mode(image.stat.mode),
-        // A name that the destination does not know is root's there, never a stranger's with the same number.
-        owner: (owner.user.unwrap_or(0), owner.group.unwrap_or(0)),
+        owner: owner_there(survey, &image.owner),
         patches: Vec::new(),
     }
+}
+
+/// The numbers of an owner on the destination. A name that is not known there is root's, never a stranger's with the
+/// same number.
+fn owner_there(survey: &Survey, names: &OwnerNames) -> (u32, u32) {
+    let owner = survey.destination.owners.get(names).copied().unwrap_or_default();
+    (owner.user.unwrap_or(0), owner.group.unwrap_or(0))
+}
+
+/// The directories that the state of the clone's TPM needs; its UUID makes them its own.
+fn tpm_directories(survey: &Survey, clone_uuid: DomainUuid) -> Vec<NewDirectoryV1> {
+    let Some(version) = survey.source.definition.tpm else { return Vec::new() };
+    let (states, makes_states) = placement::tpm_states(&survey.destination);
+    let paths = places::tpm_directories(&states, clone_uuid, version).into_iter();
+    paths
+        .zip(&survey.source.tpm_directories)
+        .zip([makes_states, false])
+        .map(|((path, attributes), makes_parent)| NewDirectoryV1 {
+            path,
+            mode: attributes.mode,
+            owner: owner_there(survey, &attributes.owner),
+            makes_parent,
+        })
+        .collect()
+}
+
+/// Where the state of the clone's TPM goes.
+fn tpm_state(survey: &Survey, clone_uuid: DomainUuid) -> String {
+    let (states, _) = placement::tpm_states(&survey.destination);
+    places::tpm_state(&states, clone_uuid, survey.source.definition.tpm.unwrap_or(Tpm::V2))
 }
 
 /// The source image's permission bits. None at all is what an unfinished image has, and is never a finished one's.
@@ -188,25 +217,35 @@ fn clone_definition(
     request: &Request,
     survey: &Survey,
     clone_uuid: DomainUuid,
-    disks: &[ImageV1],
+    images: &[ImageV1],
     circumstances: &mut Circumstances<'_>,
 ) -> Result<String, PlanError> {
     let source = &survey.source.definition;
     let macs = if request.preserve_mac { BTreeMap::new() } else { new_macs(survey, circumstances)? };
-    let indices = survey.source.disks.iter().map(|disk| disk.index);
+    let placed = || survey.source.files.iter().zip(images);
+    let disk_files = placed().filter_map(|(file, image)| Some((file.index?, image.final_path.clone()))).collect();
+    let variables =
+        placed().find(|(file, _)| file.role == ImageRoleV1::Nvram).map(|(_, image)| image.final_path.clone());
     let changes = Rewrite {
         identity: Some(Identity { uuid: clone_uuid, genid: new_uuid(circumstances) }),
         emulator: match &survey.destination.emulator {
             EmulatorFacts::Path(path) => Some(path.clone()),
             EmulatorFacts::Refused(_) => None,
         },
-        disk_files: indices.zip(disks.iter().map(|disk| disk.final_path.clone())).collect(),
+        disk_files,
+        variables: variables.or_else(|| new_variables(survey)),
         macs,
         networks: renamed_networks(request, survey),
         mark: Change::Remove,
         ..Rewrite::default()
     };
     Ok(rewrite(source, &changes.named(&survey.new_name))?)
+}
+
+/// Where libvirt will make the variables of a clone whose source was never started.
+fn new_variables(survey: &Survey) -> Option<String> {
+    let variables = survey.source.definition.os.variables.as_ref()?;
+    Some(places::variables(survey.new_name.as_str(), variables.format))
 }
 
 /// The other name of each network or bridge that has one on the destination, by the interface's index.
@@ -254,7 +293,7 @@ fn touched_pools(survey: &Survey, directories: &[DirectoryV1]) -> Vec<String> {
         .collect()
 }
 
-fn forward_steps(request: &Request, directories: usize, images: usize) -> Vec<StepV1> {
+fn forward_steps(request: &Request, directories: usize, new_directories: usize, images: usize) -> Vec<StepV1> {
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory: number(directory) }));
     steps.push(StepV1::DetectSharedStorage);
@@ -264,6 +303,7 @@ fn forward_steps(request: &Request, directories: usize, images: usize) -> Vec<St
             steps.push(StepV1::VerifyImage { image });
         }
     }
+    steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory: number(directory) }));
     steps.extend((0..images).map(|image| StepV1::PublishImage { image: number(image) }));
     steps.push(StepV1::DefineDomain);
     steps

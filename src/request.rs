@@ -41,6 +41,8 @@ pub struct Request {
     pub start: bool,
     /// Keep the source's MAC addresses.
     pub preserve_mac: bool,
+    /// What becomes of a TPM's state.
+    pub tpm: TpmState,
     /// Re-read every chunk from the destination's disk before publishing.
     pub verify: bool,
     /// Allocate the destination's images whole.
@@ -65,6 +67,7 @@ impl Request {
             network_map: Vec::new(),
             start: false,
             preserve_mac: false,
+            tpm: TpmState::Copy,
             verify: true,
             preallocate: false,
             bandwidth_limit: None,
@@ -135,6 +138,27 @@ impl FromStr for VmSelector {
             return Err(RequestError::VmName { name: text.to_owned() });
         }
         Ok(Self::Name(text.to_owned()))
+    }
+}
+
+/// What becomes of the state of an emulated TPM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TpmState {
+    /// The clone gets a copy: keys that its guest sealed stay readable.
+    Copy,
+    /// The clone begins with a new TPM.
+    Fresh,
+}
+
+impl FromStr for TpmState {
+    type Err = RequestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "copy" => Ok(Self::Copy),
+            "fresh" => Ok(Self::Fresh),
+            _ => Err(RequestError::TpmState { text: text.to_owned() }),
+        }
     }
 }
 
@@ -348,6 +372,12 @@ pub enum RequestError {
     NetworkMappedTwice {
         /// The network's name on the source.
         name: String,
+    },
+    /// Neither `copy` nor `fresh`.
+    #[error("TPM state {text:?}: expected copy or fresh")]
+    TpmState {
+        /// As given.
+        text: String,
     },
     /// Not a rate.
     #[error("rate {text:?}: {why}; write 100M or 1.5G (bytes per second) or 800Mbit")]

@@ -19,6 +19,7 @@ pub fn read_domain_xml(data: &[u8]) {
         title: Change::Set("title".into()),
         emulator: Some("/emulator".into()),
         disk_files: definition.images().map(|disk| (disk.index, format!("/new/{}'\"", disk.index))).collect(),
+        variables: Some("/new/'variables'".into()),
         macs: (0..definition.interfaces.len()).map(|index| (index, format!("52:54:00:00:00:{index:02x}"))).collect(),
         networks: definition
             .interfaces
@@ -37,6 +38,7 @@ pub fn read_domain_xml(data: &[u8]) {
         for (index, file) in &asked.disk_files {
             assert_eq!(after.disks[*index].image(), Some(file.as_str()));
         }
+        assert_eq!(after.os.variables.and_then(|variables| variables.path), asked.variables);
         for (index, mac) in &asked.macs {
             assert_eq!(after.interfaces[*index].mac.as_ref(), Some(mac));
         }

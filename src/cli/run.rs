@@ -49,6 +49,9 @@ pub struct RunArgs {
     /// Keep the MAC addresses of the source
     #[arg(long)]
     preserve_mac: bool,
+    /// The state of an emulated TPM: `copy`, or `fresh` for a new one
+    #[arg(long, value_name = "STATE", default_value = "copy")]
+    tpm: String,
     /// Plug interfaces of network or bridge A into B on the destination; may be given several times
     #[arg(long, value_name = "A=B")]
     network_map: Vec<String>,
@@ -186,6 +189,7 @@ impl RunArgs {
         request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
+        request.tpm = self.tpm.parse()?;
         request.verify = !self.no_verify;
         request.preallocate = self.prealloc;
         request.bandwidth_limit = self.bandwidth_limit.as_deref().map(str::parse::<ByteRate>).transpose()?;

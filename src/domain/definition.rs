@@ -42,6 +42,8 @@ pub struct Definition {
     pub interfaces: Vec<Interface>,
     /// All graphical consoles, in the order of the text.
     pub graphics: Vec<Graphics>,
+    /// The emulated TPM.
+    pub tpm: Option<Tpm>,
 }
 
 /// Machine and firmware.
@@ -59,8 +61,26 @@ pub struct Os {
     pub loader: Option<String>,
     /// `rom` or `pflash`.
     pub loader_type: Option<String>,
-    /// Path of the UEFI variables; empty when the element is there without one.
-    pub nvram: Option<String>,
+    /// Where the UEFI variables are, if the firmware keeps any.
+    pub variables: Option<Variables>,
+}
+
+/// The variables of UEFI firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variables {
+    /// Their file, where the definition names it; otherwise libvirt makes its name of the domain's.
+    pub path: Option<String>,
+    /// Format of that file.
+    pub format: ImageFormat,
+}
+
+/// An emulated TPM, which keeps its state on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tpm {
+    /// Version 1.2.
+    V1,
+    /// Version 2.0.
+    V2,
 }
 
 /// What kind of device a disk looks like to its guest.
@@ -224,6 +244,7 @@ impl Definition {
             disks,
             interfaces,
             graphics: all("graphics").map(read_graphics).collect(),
+            tpm: all("tpm").find_map(read_tpm),
             text: text.to_owned(),
         })
     }
@@ -332,8 +353,29 @@ fn read_os(os: Node<'_, '_>) -> Os {
         firmware: attribute(os, "firmware"),
         loader: text_of(os, "loader"),
         loader_type: loader.and_then(|loader| attribute(loader, "type")),
-        nvram: child(os, "nvram").map(|nvram| content(nvram).trim().to_owned()),
+        variables: read_variables(os),
     }
+}
+
+/// libvirt keeps variables for UEFI that it chooses itself and for firmware in flash memory, unless it is told not to.
+fn read_variables(os: Node<'_, '_>) -> Option<Variables> {
+    let (loader, nvram) = (child(os, "loader"), child(os, "nvram"));
+    let of_loader = |name: &str| loader.and_then(|loader| loader.attribute(name));
+    let is_uefi = os.attribute("firmware") == Some("efi") || of_loader("type") == Some("pflash");
+    if of_loader("stateless") == Some("yes") || !(is_uefi || nvram.is_some()) {
+        return None;
+    }
+    let text = nvram.map(content).map(|path| path.trim().to_owned()).filter(|path| !path.is_empty());
+    let path = text.or_else(|| attribute(child(nvram?, "source")?, "file"));
+    let format = nvram.and_then(|nvram| nvram.attribute("format")).or_else(|| of_loader("format"));
+    let format = if format == Some("qcow2") { ImageFormat::Qcow2 } else { ImageFormat::Raw };
+    Some(Variables { path, format })
+}
+
+fn read_tpm(node: Node<'_, '_>) -> Option<Tpm> {
+    let backend = child(node, "backend").filter(|backend| backend.attribute("type") == Some("emulator"))?;
+    // libvirt writes the version down when a domain is defined.
+    Some(if backend.attribute("version") == Some("1.2") { Tpm::V1 } else { Tpm::V2 })
 }
 
 fn read_disk(index: usize, node: Node<'_, '_>) -> Result<Disk, DomainError> {

@@ -39,6 +39,23 @@ pub fn emulator(capabilities: &str) -> Option<String> {
     child(document.root_element(), "path").map(trimmed).filter(|path| path.starts_with('/'))
 }
 
+/// The file with the firmware's code, from a command line for QEMU as libvirt makes it; `None` when there is no firmware in
+/// flash memory in it.
+pub fn flash_code(command: &str) -> Option<String> {
+    let objects = command.match_indices("{\"driver\"").filter_map(|(at, _)| {
+        serde_json::Deserializer::from_str(&command[at..]).into_iter::<serde_json::Value>().next()?.ok()
+    });
+    let mut flash = objects.filter(|object| object["node-name"] == "libvirt-pflash0-storage");
+    let newer = flash.find_map(|object| Some(object["filename"].as_str()?.to_owned()));
+    // Before libvirt 5.10.
+    let older = || {
+        let drives = command.split_whitespace().filter_map(|word| word.strip_prefix("file="));
+        let mut flash = drives.filter(|drive| drive.contains(",if=pflash") && drive.contains(",unit=0"));
+        flash.find_map(|drive| Some(drive.split_once(",if=")?.0.to_owned()))
+    };
+    newer.or_else(older)
+}
+
 fn trimmed(node: Node<'_, '_>) -> String {
     content(node).trim().to_owned()
 }
@@ -46,6 +63,18 @@ fn trimmed(node: Node<'_, '_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_code_in_flash_memory_is_found_in_both_forms() {
+        let newer = r#"/usr/bin/qemu -blockdev '{"driver":"file","filename":"/usr/share/OVMF/OVMF_CODE_4M.fd","node-name":"libvirt-pflash0-storage","auto-read-only":true}' \
+            -blockdev '{"driver":"file","filename":"/n/a_VARS.fd","node-name":"libvirt-pflash1-storage"}'"#;
+        assert_eq!(flash_code(newer).as_deref(), Some("/usr/share/OVMF/OVMF_CODE_4M.fd"));
+        let older = "qemu -drive file=/c/OVMF_CODE.fd,if=pflash,format=raw,unit=0,readonly=on -drive file=/n/v.fd,if=pflash,format=raw,unit=1";
+        assert_eq!(flash_code(older).as_deref(), Some("/c/OVMF_CODE.fd"));
+        for other in ["", "qemu -bios /b.bin", "{\"driver\"", "-blockdev '{\"driver\":\"file\",\"filename\":7}'"] {
+            assert_eq!(flash_code(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn what_is_there_is_read_and_what_is_not_is_none() {

@@ -9,13 +9,16 @@ pub mod definition;
 pub mod documents;
 pub mod metadata;
 pub mod name;
+pub mod places;
 pub mod qcow2;
 pub mod rewrite;
 mod xml;
 
 pub use carry::{Carriage, Uncarried, uncarried, uncarried_image};
 pub use compare::{ReadBackError, read_back, same};
-pub use definition::{Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os};
+pub use definition::{
+    Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,
+};
 pub use metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 pub use name::{DomainName, NameError};
 pub use rewrite::{Change, Identity, Rewrite, rewrite};

@@ -78,9 +78,9 @@ impl DomainName {
         format!("{}-{target}-{}.{extension}", self.0, txn.short())
     }
 
-    /// The name of the UEFI variables that libvirt would make for this name.
-    pub fn nvram_file(&self) -> String {
-        format!("{}_VARS.fd", self.0)
+    /// The name of the UEFI variables' file that libvirt would make for this name; `extension` is `fd` or `qcow2`.
+    pub fn variables_file(&self, extension: &str) -> String {
+        format!("{}_VARS.{extension}", self.0)
     }
 }
 
@@ -191,7 +191,7 @@ mod tests {
         assert!(name.replaced(txn).ends_with(".replaced-abababab"));
         for file in [
             format!("{}.xml.new", name.beside(txn)),
-            format!("{}.new", name.nvram_file()),
+            format!("{}.new", name.variables_file("qcow2")),
             name.disk_file(&"v".repeat(16), txn, "qcow2"),
         ] {
             assert!(file.len() <= FILE_NAME_BYTES_MAX, "{}", file.len());

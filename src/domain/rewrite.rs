@@ -46,6 +46,8 @@ pub struct Rewrite {
     pub emulator: Option<String>,
     /// Image files, by the index of the disk.
     pub disk_files: BTreeMap<usize, String>,
+    /// The file of the UEFI variables; made explicit where the definition names none.
+    pub variables: Option<String>,
     /// MAC addresses, by the index of the interface.
     pub macs: BTreeMap<usize, String>,
     /// The network or bridge that takes the place of the one named, by the index of the interface.
@@ -83,6 +85,7 @@ pub fn rewrite(definition: &Definition, rewrite: &Rewrite) -> Result<String, Dom
     }
     rewrite_title(&mut edits, domain, &rewrite.title)?;
     rewrite_mark(&mut edits, domain, &rewrite.mark)?;
+    rewrite_variables(&mut edits, domain, rewrite.variables.as_deref())?;
     rewrite_devices(&mut edits, definition, domain, rewrite)?;
     let text = edits.apply()?;
     // Every span was right if what was written is read again.
@@ -138,6 +141,20 @@ fn rewrite_mark(edits: &mut Edits<'_>, domain: Node<'_, '_>, change: &Change<Clo
     }
     ours.for_each(|element| edits.remove(element));
     Ok(())
+}
+
+fn rewrite_variables(edits: &mut Edits<'_>, domain: Node<'_, '_>, path: Option<&str>) -> Result<(), DomainError> {
+    let Some(path) = path else { return Ok(()) };
+    let os = required(domain, "os")?;
+    let Some(nvram) = child(os, "nvram") else {
+        let after = child(os, "loader").map_or_else(|| required(os, "type"), Ok)?;
+        edits.insert_after(after, &element("nvram", path)?);
+        return Ok(());
+    };
+    match child(nvram, "source") {
+        Some(source) => edits.set_attribute(source, "file", path),
+        None => edits.set_content(nvram, path),
+    }
 }
 
 fn rewrite_devices(

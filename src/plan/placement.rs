@@ -1,14 +1,14 @@
-//! Where the clone's disks go: which directory of the destination, and which name in it. Pure; preflight and plan ask
+//! Where the clone's files go: which directory of the destination, and which name in it. Pure; preflight and plan ask
 //! the same questions here and so cannot disagree.
 
 use std::collections::BTreeSet;
 
-use journal_format::{ImageFormat, TxnId};
+use journal_format::{ImageFormat, ImageRoleV1, TxnId};
 
-use crate::domain::DomainName;
+use crate::domain::{DomainName, places};
 use crate::request::{Request, Target};
 use crate::steps::host_record::parent_of;
-use crate::survey::{DestinationSurvey, DirectoryFacts, PoolSurvey, SourceDisk};
+use crate::survey::{DestinationSurvey, DirectoryFacts, PoolSurvey, SourceFile};
 
 /// The pool that takes a disk whose directory does not exist on the destination.
 pub const DEFAULT_POOL: &str = "default";
@@ -54,34 +54,56 @@ pub fn join(directory: &str, name: &str) -> String {
     if directory == "/" { format!("/{name}") } else { format!("{directory}/{name}") }
 }
 
-/// The paths that the survey has to look at, for one disk of this path on the source.
-pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], source_path: &str) -> BTreeSet<String> {
+/// The paths that the survey has to look at, for one file of the source.
+pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], file: &SourceFile) -> BTreeSet<String> {
     let pool_path = |name: &str| find_pool(pools, name).and_then(|pool| pool.facts.path.clone());
-    match &request.target {
-        Target::LikeSource => {
-            [Some(parent_of(source_path).to_owned()), pool_path(DEFAULT_POOL)].into_iter().flatten().collect()
-        }
+    let like_source = parent_of(&file.path).to_owned();
+    match (&file.role, &request.target) {
+        (ImageRoleV1::Nvram, _) => BTreeSet::from([like_source, places::VARIABLES.to_owned()]),
+        (ImageRoleV1::Tpm, _) => BTreeSet::from([places::TPM_STATES, parent_of(places::TPM_STATES)].map(str::to_owned)),
+        (_, target) => candidates_of_disk(target, like_source, pool_path),
+    }
+}
+
+fn candidates_of_disk(
+    target: &Target,
+    like_source: String,
+    pool_path: impl Fn(&str) -> Option<String>,
+) -> BTreeSet<String> {
+    match target {
+        Target::LikeSource => [Some(like_source), pool_path(DEFAULT_POOL)].into_iter().flatten().collect(),
         Target::Pool(name) => pool_path(name).into_iter().collect(),
         Target::Directory(path) => BTreeSet::from([path.clone()]),
     }
 }
 
-/// The directory for one disk.
+/// The directory for one file: where it will be, or for a TPM's state the nearest one above that exists.
 pub fn directory_for<'a>(
     request: &Request,
     destination: &'a DestinationSurvey,
-    disk: &SourceDisk,
+    file: &SourceFile,
 ) -> Result<&'a DirectoryFacts, NoDirectory> {
     let known = |path: &str| destination.directories.get(path);
     let missing = |path: &str| NoDirectory::Missing { directory: path.to_owned() };
-    match &request.target {
+    let target = match &file.role {
+        ImageRoleV1::Nvram => {
+            let own = known(parent_of(&file.path)).or_else(|| known(places::VARIABLES));
+            return own.ok_or_else(|| missing(places::VARIABLES));
+        }
+        ImageRoleV1::Tpm => {
+            let above = parent_of(places::TPM_STATES);
+            return known(places::TPM_STATES).or_else(|| known(above)).ok_or_else(|| missing(above));
+        }
+        ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } => &request.target,
+    };
+    match target {
         Target::Directory(path) => known(path).ok_or_else(|| missing(path)),
         Target::Pool(name) => {
             let path = pool_directory(&destination.pools, name)?;
             known(path).ok_or_else(|| missing(path))
         }
         Target::LikeSource => {
-            let like_source = parent_of(&disk.path);
+            let like_source = parent_of(&file.path);
             known(like_source)
                 .or_else(|| pool_directory(&destination.pools, DEFAULT_POOL).ok().and_then(known))
                 .ok_or_else(|| NoDirectory::LikeSource { directory: like_source.to_owned() })
@@ -127,26 +149,55 @@ pub fn extension(format: ImageFormat) -> &'static str {
     }
 }
 
-/// The file name that a disk of the clone should have: `<clone>-<target>.<extension>`.
-pub fn preferred_name(new_name: &DomainName, target: &str, format: ImageFormat) -> String {
-    format!("{new_name}-{target}.{}", extension(format))
+/// The file name that a file of the clone should have; `None` where it has a directory of its own.
+pub fn preferred_name(new_name: &DomainName, file: &SourceFile) -> Option<String> {
+    match &file.role {
+        ImageRoleV1::Nvram => Some(new_name.variables_file(places::variables_extension(file.format))),
+        ImageRoleV1::Tpm => None,
+        role @ (ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. }) => {
+            Some(format!("{new_name}-{}.{}", part_of_name(role), extension(file.format)))
+        }
+    }
 }
 
-/// The final path of a disk in this (real) directory: the preferred name, or where that is taken one with the
+/// An image's part of a file name.
+fn part_of_name(role: &ImageRoleV1) -> String {
+    match role {
+        ImageRoleV1::Disk { target } => target.clone(),
+        ImageRoleV1::Layer { target, depth } => format!("{target}-base{depth}"),
+        ImageRoleV1::Nvram => "nvram".to_owned(),
+        ImageRoleV1::Tpm => "tpm".to_owned(),
+    }
+}
+
+/// The name of a file in its staging directory.
+pub fn staged_name(file: &SourceFile) -> String {
+    format!("{}.{}", part_of_name(&file.role), extension(file.format))
+}
+
+/// The final path of a file in this (real) directory: the preferred name, or where that is taken one with the
 /// transaction's last digits.
 pub fn final_path(
     new_name: &DomainName,
     txn: TxnId,
     destination: &DestinationSurvey,
     directory: &DirectoryFacts,
-    disk: &SourceDisk,
-) -> String {
-    let preferred = join(&directory.path, &preferred_name(new_name, &disk.target, disk.format));
+    file: &SourceFile,
+) -> Option<String> {
+    let preferred = join(&directory.path, &preferred_name(new_name, file)?);
     // A path that a domain names is spoken for, though there may be no file yet (or not any more).
     let spoken_for = destination.neighbours.iter().any(|neighbour| neighbour.paths.contains(&preferred));
-    if destination.taken.contains(&preferred) || spoken_for {
-        join(&directory.path, &new_name.disk_file(&disk.target, txn, extension(disk.format)))
+    Some(if destination.taken.contains(&preferred) || spoken_for {
+        join(&directory.path, &new_name.disk_file(&part_of_name(&file.role), txn, extension(file.format)))
     } else {
         preferred
+    })
+}
+
+/// The directory of all TPMs' states on the destination, and whether it is still to be made there.
+pub fn tpm_states(destination: &DestinationSurvey) -> (String, bool) {
+    match destination.directories.get(places::TPM_STATES) {
+        Some(states) => (states.path.clone(), false),
+        None => (places::TPM_STATES.to_owned(), true),
     }
 }

@@ -208,7 +208,7 @@ fn an_owner_that_the_destination_does_not_know_is_root_there() {
 #[test]
 fn odd_modes_and_blocks_beyond_the_end_are_set_right() {
     let (request, mut survey) = (sample::request(), sample::survey());
-    for (disk, mode) in survey.source.disks.iter_mut().zip([0o100_000, 0o100_444]) {
+    for (disk, mode) in survey.source.files.iter_mut().zip([0o100_000, 0o100_444]) {
         if let crate::survey::SourceImage::Readable(image) = &mut disk.image {
             image.stat.mode = mode;
             image.stat.allocated = 50 * GIB; // of 10 GiB
@@ -222,14 +222,14 @@ fn odd_modes_and_blocks_beyond_the_end_are_set_right() {
 #[test]
 fn a_vm_without_disks_has_a_plan() {
     let (request, mut survey) = (sample::request(), sample::survey());
-    survey.source.disks.clear();
+    survey.source.files.clear();
     let plan = plan_of(&request, &survey).unwrap();
     assert_eq!((plan.directories.len(), plan.images.len(), plan.pools.len()), (0, 0, 0));
     assert_eq!(plan.steps.last(), Some(&StepV1::DefineDomain));
 }
 
 /// A VM with disks of these formats, each in one of a few directories.
-fn vm_with(disks: &[(bool, usize)], basename: &str) -> (String, Vec<SourceDisk>) {
+fn vm_with(disks: &[(bool, usize)], basename: &str) -> (String, Vec<SourceFile>) {
     let mut elements = Vec::new();
     let mut sources = Vec::new();
     for (index, (qcow2, directory)) in disks.iter().enumerate() {
@@ -268,15 +268,15 @@ proptest! {
         let (text, sources) = vm_with(&disks, &basename);
         survey.source.definition = Definition::parse(&text).unwrap();
         survey.source.vm.definition = text;
-        survey.source.disks = sources;
+        survey.source.files = sources;
         survey.new_name = new_name.clone();
-        for disk in &survey.source.disks {
+        for disk in &survey.source.files {
             survey.destination.taken.insert(disk.path.clone());
         }
         for (data, number, qcow2) in taken {
             let format = if qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw };
             let target = format!("vda{}", char::from(b'a' + u8::try_from(number).unwrap()));
-            let name = placement::preferred_name(&new_name, &target, format);
+            let name = placement::preferred_name(&new_name, &sample::disk(0, &target, format, "/x", 0)).unwrap();
             survey.destination.taken.insert(placement::join(if data { DATA } else { IMAGES }, &name));
         }
         let controller = sample::controller();

@@ -4,7 +4,7 @@ use super::{BlockerKind, Report, WarningKind};
 use crate::report::quantity::bytes;
 use crate::request::Request;
 use crate::shell::shell_word;
-use crate::survey::{EmulatorFacts, Neighbour, Rehearsal, Survey};
+use crate::survey::{EmulatorFacts, FirmwareFacts, Neighbour, Rehearsal, Survey};
 
 pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
     check_networks(report, request, survey);
@@ -21,12 +21,47 @@ pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
 /// What the destination's libvirt says of the clone's whole definition.
 pub(super) fn check_rehearsal(report: &mut Report, survey: &Survey, rehearsal: &Rehearsal) {
     let host = survey.destination.name.as_str();
-    if let Rehearsal::Refused(words) = rehearsal {
-        report.block(
+    match rehearsal {
+        Rehearsal::Refused(words) => report.block(
             BlockerKind::Rehearsal,
             host,
             format!("{host}: libvirt could not start the clone as it would be defined: {words}."),
             "Change the source's definition, or update libvirt and QEMU there.",
+        ),
+        Rehearsal::Accepted { firmware } => check_firmware(report, survey, firmware.as_ref()),
+    }
+}
+
+/// Variables fit code of one size and layout; another build of the same is usual among hosts.
+fn check_firmware(report: &mut Report, survey: &Survey, theirs: Option<&FirmwareFacts>) {
+    let Some(ours) = &survey.source.firmware else { return };
+    let (from, to) = (survey.source.name.as_str(), survey.destination.name.as_str());
+    let Some(theirs) = theirs else {
+        report.block(
+            BlockerKind::Firmware,
+            to,
+            format!("{to}: the clone would start with other firmware than UEFI in flash memory, which {from} starts the VM with ({}).", ours.path),
+            "Install the same firmware there (package ovmf or edk2-ovmf).",
+        );
+        return;
+    };
+    if theirs.bytes.is_none() || theirs.bytes != ours.bytes {
+        let size = |facts: &FirmwareFacts| facts.bytes.map_or_else(|| "missing".to_owned(), bytes);
+        report.block(
+            BlockerKind::Firmware,
+            to,
+            format!(
+                "{to}: the clone would start with the firmware {} ({}), and {from} starts the VM with {} ({}): its variables do not fit another size.",
+                theirs.path, size(theirs), ours.path, size(ours)
+            ),
+            "Install the same firmware there (package ovmf or edk2-ovmf).",
+        );
+    } else if theirs.root != ours.root {
+        report.warn(
+            WarningKind::FirmwareBuild,
+            to,
+            format!("{to}: the firmware {} is another build than {} on {from}.", theirs.path, ours.path),
+            "Start the clone once with an eye on its console.",
         );
     }
 }

@@ -108,6 +108,8 @@ pub enum BlockerKind {
     Emulator,
     /// The destination's libvirt refuses the clone's definition.
     Rehearsal,
+    /// The destination has other firmware than the VM's variables belong to.
+    Firmware,
 }
 
 impl BlockerKind {
@@ -137,6 +139,8 @@ pub enum WarningKind {
     OlderHypervisor,
     /// Another VM has the same MAC address.
     MacShared,
+    /// The destination has another build of the firmware.
+    FirmwareBuild,
     /// The emulator has another path on the destination.
     EmulatorPath,
     /// A disk's owner does not exist on the destination.

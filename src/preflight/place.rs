@@ -10,7 +10,7 @@ use super::{BlockerKind, Report, Unfinished, WarningKind};
 use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for};
 use crate::request::{Request, Target};
 use crate::shell::shell_word;
-use crate::survey::{ClaimFacts, DirectoryFacts, SourceDisk, Survey};
+use crate::survey::{ClaimFacts, DirectoryFacts, SourceFile, Survey};
 use crate::world::FileKind;
 
 /// Bytes that the host record, the definition and their directories take at most, nearly.
@@ -105,16 +105,16 @@ fn check_claim(report: &mut Report, survey: &Survey, claim: &ClaimFacts, control
 
 pub(super) fn check_directories(report: &mut Report, request: &Request, survey: &Survey) {
     let mut needs = Needs::default();
-    for disk in &survey.source.disks {
-        match directory_for(request, &survey.destination, disk) {
+    for file in &survey.source.files {
+        match directory_for(request, &survey.destination, file) {
             Ok(directory) => {
                 check_directory(report, survey, directory);
-                let image = disk.image();
-                let bytes = image.map_or(0, |image| bytes_to_allocate(disk, image, request.preallocate));
+                let image = file.image();
+                let bytes = image.map_or(0, |image| bytes_to_allocate(file, image, request.preallocate));
                 needs.add(directory, bytes, 1 + STAGING_INODES);
-                check_owner(report, survey, disk);
+                check_owner(report, survey, file);
             }
-            Err(why) => report_missing(report, request, survey, disk, &why),
+            Err(why) => report_missing(report, request, survey, file, &why),
         }
     }
     check_filesystem(report, survey, &survey.destination.record);
@@ -122,14 +122,14 @@ pub(super) fn check_directories(report: &mut Report, request: &Request, survey: 
     needs.check(report, &survey.destination.name);
 }
 
-fn report_missing(report: &mut Report, request: &Request, survey: &Survey, disk: &SourceDisk, why: &NoDirectory) {
+fn report_missing(report: &mut Report, request: &Request, survey: &Survey, file: &SourceFile, why: &NoDirectory) {
     let host = survey.destination.name.as_str();
-    let target = &disk.target;
+    let what = file.what();
     let (kind, message, advice) = match why {
         NoDirectory::LikeSource { directory } => (
             BlockerKind::DirectoryMissing,
             format!(
-                "{host}: disk {target}: the directory {directory} does not exist, and there is no active pool `{DEFAULT_POOL}` with a directory to take its place."
+                "{host}: {what}: the directory {directory} does not exist, and there is no active pool `{DEFAULT_POOL}` with a directory to take its place."
             ),
             "Make the directory, or say where with --pool or --directory.".to_owned(),
         ),
@@ -223,8 +223,8 @@ fn check_filesystem(report: &mut Report, survey: &Survey, directory: &DirectoryF
     }
 }
 
-fn check_owner(report: &mut Report, survey: &Survey, disk: &SourceDisk) {
-    let Some(image) = disk.image() else { return };
+fn check_owner(report: &mut Report, survey: &Survey, file: &SourceFile) {
+    let Some(image) = file.image() else { return };
     let known = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
     if known.user.is_some() && known.group.is_some() {
         return;
@@ -236,8 +236,10 @@ fn check_owner(report: &mut Report, survey: &Survey, disk: &SourceDisk) {
         WarningKind::OwnerUnknown,
         host,
         format!(
-            "{host}: disk {} belongs to {user}:{group} on {}, which is not known here by name: root takes its place.",
-            disk.target, survey.source.name
+            "{host}: {}, {}, belongs to {user}:{group} on {}, which is not known here by name: root takes its place.",
+            file.what(),
+            image.path,
+            survey.source.name
         ),
         "",
     );

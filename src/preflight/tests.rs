@@ -20,7 +20,7 @@ fn report_of(spoil: Spoil) -> Report {
 }
 
 fn image(survey: &mut Survey, disk: usize) -> &mut crate::survey::ImageFacts {
-    match &mut survey.source.disks[disk].image {
+    match &mut survey.source.files[disk].image {
         SourceImage::Readable(image) => image,
         other => panic!("{other:?}"),
     }
@@ -64,10 +64,10 @@ fn each_thing_in_the_way_is_named() {
         (B::ManagedSave, |_, s| s.source.vm.managed_save = true, &["managed save", "managedsave-remove web01"]),
         (B::Snapshots, |_, s| s.source.vm.snapshots = 2, &["2 snapshots"]),
         (B::Checkpoints, |_, s| s.source.vm.checkpoints = 1, &["1 checkpoint,"]),
-        (B::DiskMissing, |_, s| s.source.disks[1].image = SourceImage::Missing, &["kvm1", "vdb", "/srv/data/disk.img"]),
+        (B::DiskMissing, |_, s| s.source.files[1].image = SourceImage::Missing, &["kvm1", "vdb", "/srv/data/disk.img"]),
         (
             B::DiskUnreadable,
-            |_, s| s.source.disks[1].image = SourceImage::Unreadable("Permission denied".into()),
+            |_, s| s.source.files[1].image = SourceImage::Unreadable("Permission denied".into()),
             &["vdb", "Permission denied"],
         ),
         (B::DiskKind, |_, s| image(s, 1).stat.kind = FileKind::BlockDevice, &["vdb", "not a regular file"]),
@@ -259,7 +259,7 @@ fn everything_is_said_at_once() {
     let report = report_of(|request, survey| {
         request.start = true;
         survey.source.vm.brief.state = DomainState::Active;
-        survey.source.disks[1].image = SourceImage::Missing;
+        survey.source.files[1].image = SourceImage::Missing;
         survey.destination.networks = vec![NetworkFacts { name: "default".into(), active: false }];
         survey.destination.claim = Some(claim_of(ControllerId { machine_id: "e".repeat(32), state_dir: "/s".into() }));
         images(survey).filesystem.available_bytes = 0;
@@ -365,9 +365,31 @@ fn what_cannot_be_carried_is_named_with_its_place() {
 }
 
 #[test]
+fn firmware_of_another_size_is_refused_and_of_another_build_told() {
+    let facts = |bytes: Option<u64>, byte: u8| crate::survey::FirmwareFacts {
+        path: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+        bytes,
+        root: bytes.map(|_| journal_format::ChunkValue([byte; 32])),
+    };
+    let mut survey = sample::survey();
+    survey.source.firmware = Some(facts(Some(3_653_632), 1));
+    let report_for = |firmware| {
+        let mut report = Report::default();
+        fit::check_rehearsal(&mut report, &survey, &crate::survey::Rehearsal::Accepted { firmware });
+        let kinds: Vec<_> = report.blockers.iter().map(|blocker| blocker.kind).collect();
+        (kinds, report.warnings.iter().map(|warning| warning.kind).collect::<Vec<_>>())
+    };
+    assert_eq!(report_for(Some(facts(Some(3_653_632), 1))), (vec![], vec![]));
+    assert_eq!(report_for(Some(facts(Some(3_653_632), 2))), (vec![], vec![WarningKind::FirmwareBuild]));
+    for other in [None, Some(facts(None, 0)), Some(facts(Some(1_966_080), 1))] {
+        assert_eq!(report_for(other), (vec![BlockerKind::Firmware], vec![]));
+    }
+}
+
+#[test]
 fn libvirts_own_refusal_is_passed_on() {
     let mut report = Report::default();
-    fit::check_rehearsal(&mut report, &sample::survey(), &crate::survey::Rehearsal::Accepted);
+    fit::check_rehearsal(&mut report, &sample::survey(), &crate::survey::Rehearsal::Accepted { firmware: None });
     assert_eq!(report.blockers, []);
     let refused = crate::survey::Rehearsal::Refused("unsupported configuration: x".into());
     fit::check_rehearsal(&mut report, &sample::survey(), &refused);

@@ -6,7 +6,7 @@ use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
 use crate::domain::{Carriage, uncarried, uncarried_image};
 use crate::shell::shell_word;
-use crate::survey::{ImageFacts, SourceDisk, SourceImage, Survey};
+use crate::survey::{ImageFacts, SourceFile, SourceImage, Survey};
 use crate::world::{DomainState, FileKind};
 
 pub(super) fn check(report: &mut Report, survey: &Survey) {
@@ -18,8 +18,8 @@ pub(super) fn check(report: &mut Report, survey: &Survey) {
             report.block(BlockerKind::Definition, &survey.source.name, message, "");
         }
     }
-    for disk in &survey.source.disks {
-        check_disk(report, survey, disk);
+    for file in &survey.source.files {
+        check_file(report, survey, file);
     }
 }
 
@@ -88,42 +88,42 @@ fn take(report: &mut Report, survey: &Survey, carriage: Carriage) {
     }
 }
 
-fn check_disk(report: &mut Report, survey: &Survey, disk: &SourceDisk) {
+fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile) {
     let host = survey.source.name.as_str();
-    let (target, path) = (&disk.target, &disk.path);
-    match &disk.image {
+    let (what, path) = (file.what(), &file.path);
+    match &file.image {
         SourceImage::Missing => report.block(
             BlockerKind::DiskMissing,
             host,
-            format!("{host}: disk {target}: {path} does not exist."),
+            format!("{host}: {what}: {path} does not exist."),
             "Mount what it lies on, or take the disk out of the definition.",
         ),
         SourceImage::Unreadable(words) => report.block(
             BlockerKind::DiskUnreadable,
             host,
-            format!("{host}: disk {target}: {path} cannot be read: {words}."),
+            format!("{host}: {what}: {path} cannot be read: {words}."),
             "Let root read it on that host, or repair what it lies on.",
         ),
         SourceImage::Readable(image) if image.stat.kind != FileKind::File => report.block(
             BlockerKind::DiskKind,
             host,
-            format!("{host}: disk {target}: {} is not a regular file, though the definition says so.", image.path),
+            format!("{host}: {what}: {} is not a regular file, though the definition says so.", image.path),
             "Correct the disk's type in the definition.",
         ),
-        SourceImage::Readable(image) if disk.format == ImageFormat::Qcow2 => check_header(report, survey, disk, image),
+        SourceImage::Readable(image) if file.format == ImageFormat::Qcow2 => check_header(report, survey, file, image),
         SourceImage::Readable(_) => {}
     }
 }
 
-fn check_header(report: &mut Report, survey: &Survey, disk: &SourceDisk, image: &ImageFacts) {
+fn check_header(report: &mut Report, survey: &Survey, file: &SourceFile, image: &ImageFacts) {
     match Header::read(&image.head) {
-        Ok(header) => take(report, survey, uncarried_image(&disk.target, &header)),
+        Ok(header) => take(report, survey, uncarried_image(&file.what(), &header)),
         Err(error) => {
             let host = survey.source.name.as_str();
             report.block(
                 BlockerKind::DiskHeader,
                 host,
-                format!("{host}: disk {}: {}: {error}.", disk.target, image.path),
+                format!("{host}: {}: {}: {error}.", file.what(), image.path),
                 "Look at it with `qemu-img check`, or correct the disk's format in the definition.",
             );
         }
@@ -131,12 +131,12 @@ fn check_header(report: &mut Report, survey: &Survey, disk: &SourceDisk, image: 
 }
 
 /// Bytes that the clone's image may come to take, before any margin.
-pub(super) fn bytes_to_allocate(disk: &SourceDisk, image: &ImageFacts, preallocate: bool) -> u64 {
+pub(super) fn bytes_to_allocate(file: &SourceFile, image: &ImageFacts, preallocate: bool) -> u64 {
     if !preallocate {
         // What the source allocated beyond the end of its image is not copied.
         return image.stat.allocated.min(image.stat.size);
     }
-    let virtual_size = match disk.format {
+    let virtual_size = match file.format {
         ImageFormat::Raw => 0,
         ImageFormat::Qcow2 => Header::read(&image.head).map_or(0, |header| header.virtual_size_bytes),
     };

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use journal_format::ImageFormat;
 use journal_format::owner::{OWNER_FILE_BYTES, decode_owner_file};
 
 use super::neighbours::neighbours;
 use super::{
-    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, OwnerNames, OwnerNumbers, PoolSurvey, SourceDisk,
+    ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, OwnerNames, OwnerNumbers, PoolSurvey, SourceFile,
     SourceSurvey, SurveyError, words_of_refusal,
 };
-use crate::domain::{Definition, DomainName, documents};
+use crate::domain::{Definition, DomainName, documents, places};
 use crate::plan::placement;
 use crate::request::Request;
 use crate::steps::host_record::{CLAIMS, HOST_ROOT, parent_of};
@@ -24,13 +25,15 @@ pub(super) fn survey(
     let pools = pools(host)?;
     let mut directories = BTreeMap::new();
     let mut taken = BTreeSet::new();
-    for disk in &source.disks {
-        let preferred = placement::preferred_name(new_name, &disk.target, disk.format);
-        for candidate in placement::candidate_directories(request, &pools, &disk.path) {
+    for file in &source.files {
+        let preferred = placement::preferred_name(new_name, file);
+        for candidate in placement::candidate_directories(request, &pools, file) {
             let Some(facts) = directory(host, &candidate)? else { continue };
-            let path = placement::join(&facts.path, &preferred);
-            if host.stat(&path)?.is_some() {
-                taken.insert(path);
+            if let Some(preferred) = &preferred {
+                let path = placement::join(&facts.path, preferred);
+                if host.stat(&path)?.is_some() {
+                    taken.insert(path);
+                }
             }
             directories.insert(candidate, facts);
         }
@@ -110,8 +113,8 @@ fn leftovers(host: &dyn Host, new_name: &DomainName) -> Result<Vec<String>, Faul
     for path in [
         format!("/etc/libvirt/qemu/{new_name}.xml"),
         format!("/etc/libvirt/qemu/autostart/{new_name}.xml"),
-        format!("/var/lib/libvirt/qemu/nvram/{new_name}_VARS.fd"),
-        format!("/var/lib/libvirt/qemu/nvram/{new_name}_VARS.qcow2"),
+        places::variables(new_name.as_str(), ImageFormat::Raw),
+        places::variables(new_name.as_str(), ImageFormat::Qcow2),
         format!("/var/lib/libvirt/qemu/save/{new_name}.save"),
         format!("/var/lib/libvirt/qemu/snapshot/{new_name}"),
         format!("/var/lib/libvirt/qemu/checkpoint/{new_name}"),
@@ -148,7 +151,8 @@ fn emulator(host: &dyn Host, definition: &Definition) -> Result<EmulatorFacts, F
 
 /// Numbers on the destination of the names that own the source's images.
 fn owners(host: &dyn Host, source: &SourceSurvey) -> Result<BTreeMap<OwnerNames, OwnerNumbers>, Fault> {
-    let names: BTreeSet<_> = source.disks.iter().filter_map(SourceDisk::image).map(|image| &image.owner).collect();
+    let files = source.files.iter().filter_map(SourceFile::image).map(|image| &image.owner);
+    let names: BTreeSet<_> = files.chain(source.tpm_directories.iter().map(|directory| &directory.owner)).collect();
     names
         .into_iter()
         .map(|names| {

@@ -3,16 +3,18 @@
 
 mod accounts;
 mod destination;
+mod firmware;
 mod neighbours;
 pub mod records;
 #[cfg(test)]
 pub(crate) mod sample;
 mod source;
 
+pub use self::firmware::FirmwareFacts;
 use std::collections::{BTreeMap, BTreeSet};
 
-use journal_format::ImageFormat;
 use journal_format::owner::OwnerV1;
+use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::{Definition, DomainError, DomainName, NameError};
 use crate::request::{Request, VmSelector};
@@ -52,28 +54,41 @@ pub struct SourceSurvey {
     pub vm: DomainFacts,
     /// Its definition, read.
     pub definition: Definition,
-    /// Its disks that are to be copied, in the order of the definition.
-    pub disks: Vec<SourceDisk>,
+    /// Its files that are to be copied: the disks in the order of the definition first.
+    pub files: Vec<SourceFile>,
+    /// The firmware in flash memory that the host starts it with, for a VM that has variables of it.
+    pub firmware: Option<FirmwareFacts>,
+    /// The directories of its TPM's state, outermost first; none without such a state.
+    pub tpm_directories: Vec<DirectoryAttributes>,
     /// All domains of the host, the VM among them.
     pub neighbours: Vec<Neighbour>,
 }
 
-/// A disk of the source.
+/// A file of the source VM.
 #[derive(Debug, Clone)]
-pub struct SourceDisk {
-    /// Its place among all disks of the definition.
-    pub index: usize,
-    /// Target name in the definition, such as `vda`.
-    pub target: String,
-    /// Format by the definition.
+pub struct SourceFile {
+    /// What of the VM it is.
+    pub role: ImageRoleV1,
+    /// For a disk's own image: its place among all disks of the definition.
+    pub index: Option<usize>,
+    /// Format by the definition, never probed.
     pub format: ImageFormat,
-    /// The path in the definition.
+    /// The path by which the VM reaches it.
     pub path: String,
     /// What is there.
     pub image: SourceImage,
 }
 
-/// What stands at a source disk's path.
+/// Who may do what in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryAttributes {
+    /// Permission bits.
+    pub mode: u32,
+    /// Who owns it.
+    pub owner: OwnerNames,
+}
+
+/// What stands at a file's path.
 #[derive(Debug, Clone)]
 pub enum SourceImage {
     /// Something that can be read.
@@ -115,7 +130,17 @@ pub struct OwnerNumbers {
     pub group: Option<u32>,
 }
 
-impl SourceDisk {
+impl SourceFile {
+    /// What it is, for people.
+    pub fn what(&self) -> String {
+        match &self.role {
+            ImageRoleV1::Disk { target } => format!("disk {target}"),
+            ImageRoleV1::Layer { target, .. } => format!("the chain below disk {target}"),
+            ImageRoleV1::Nvram => "UEFI variables".to_owned(),
+            ImageRoleV1::Tpm => "TPM state".to_owned(),
+        }
+    }
+
     /// The image, if there is one that can be read.
     pub fn image(&self) -> Option<&ImageFacts> {
         match &self.image {
@@ -211,7 +236,10 @@ pub enum EmulatorFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rehearsal {
     /// It could start QEMU with it.
-    Accepted,
+    Accepted {
+        /// The firmware in flash memory that it would start.
+        firmware: Option<FirmwareFacts>,
+    },
     /// It could not; in libvirt's words.
     Refused(String),
 }
@@ -270,7 +298,7 @@ pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> R
 /// Asks the destination what it would start with the clone's definition. Creates nothing.
 pub fn rehearse(destination: &dyn Host, definition: &str) -> Result<Rehearsal, Fault> {
     Ok(match words_of_refusal(destination.native_command(definition))? {
-        Ok(_command) => Rehearsal::Accepted,
+        Ok(command) => Rehearsal::Accepted { firmware: firmware::look(destination, &command)? },
         Err(words) => Rehearsal::Refused(words),
     })
 }

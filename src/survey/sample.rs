@@ -89,12 +89,13 @@ fn owner_names() -> OwnerNames {
     OwnerNames { user: Some("libvirt-qemu".into()), group: Some("kvm".into()) }
 }
 
-pub(crate) fn disk(index: usize, target: &str, format: ImageFormat, path: &str, allocated: u64) -> SourceDisk {
+pub(crate) fn disk(index: usize, target: &str, format: ImageFormat, path: &str, allocated: u64) -> SourceFile {
     let head = if format == ImageFormat::Qcow2 { qcow2_head() } else { Vec::new() };
     let mut stat = stat(FileKind::File, 1_000 + index as u64, 10 * GIB);
     stat.allocated = allocated;
     let image = ImageFacts { path: path.to_owned(), stat, owner: owner_names(), head };
-    SourceDisk { index, target: target.into(), format, path: path.into(), image: SourceImage::Readable(image) }
+    let role = ImageRoleV1::Disk { target: target.into() };
+    SourceFile { role, index: Some(index), format, path: path.into(), image: SourceImage::Readable(image) }
 }
 
 pub(crate) fn host_facts(machine: &str) -> HostFacts {
@@ -156,10 +157,12 @@ pub(crate) fn survey() -> Survey {
             name: "kvm1".into(),
             host: host_facts("a"),
             vm,
-            disks: vec![
+            files: vec![
                 disk(0, "vda", ImageFormat::Qcow2, "/var/lib/libvirt/images/disk.img", 2 * GIB),
                 disk(1, "vdb", ImageFormat::Raw, "/srv/data/disk.img", 3 * GIB),
             ],
+            firmware: None,
+            tpm_directories: Vec::new(),
             definition,
             neighbours: vec![itself],
         },

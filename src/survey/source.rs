@@ -2,12 +2,13 @@
 
 use super::accounts::Accounts;
 use super::neighbours::neighbours;
-use super::{ImageFacts, SourceDisk, SourceImage, SourceSurvey, SurveyError};
-use journal_format::ImageFormat;
+use super::{DirectoryAttributes, ImageFacts, SourceFile, SourceImage, SourceSurvey, SurveyError};
+use super::{firmware, words_of_refusal};
+use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::qcow2::HEADER_READ_BYTES;
-use crate::domain::{Definition, Disk};
-use crate::request::{Request, VmSelector};
+use crate::domain::{Definition, Variables, places};
+use crate::request::{Request, TpmState, VmSelector};
 use crate::world::{DomainFacts, Fault, FaultKind, FileKind, Host};
 
 pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey, SurveyError> {
@@ -18,12 +19,60 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         source,
     })?;
     let accounts = Accounts::read(host)?;
-    let disks = definition
+    let mut files = definition
         .images()
-        .filter_map(|disk| Some((disk, disk.image()?, disk.image_format()?)))
-        .map(|(disk, path, format)| look_at_disk(host, &accounts, disk, path, format))
-        .collect::<Result<_, Fault>>()?;
-    Ok(SourceSurvey { name: host.name(), host: host.facts()?, vm, definition, disks, neighbours: neighbours(host)? })
+        .filter_map(|disk| {
+            let role = ImageRoleV1::Disk { target: disk.target.clone() };
+            Some((role, Some(disk.index), disk.image()?, disk.image_format()?))
+        })
+        .map(|(role, index, path, format)| look_at_file(host, &accounts, role, index, path, format))
+        .collect::<Result<Vec<_>, Fault>>()?;
+    // A VM that was never started has neither of these files yet; libvirt makes them then, as it will for the clone.
+    let is_there = |file: &SourceFile| !matches!(file.image, SourceImage::Missing);
+    if let Some(Variables { path, format }) = &definition.os.variables {
+        let path = path.clone().unwrap_or_else(|| places::variables(&vm.brief.name, *format));
+        let file = look_at_file(host, &accounts, ImageRoleV1::Nvram, None, &path, *format)?;
+        files.extend(Some(file).filter(is_there));
+    }
+    let firmware = match &definition.os.variables {
+        Some(_) => match words_of_refusal(host.native_command(definition.text()))? {
+            Ok(command) => firmware::look(host, &command)?,
+            Err(_) => None,
+        },
+        None => None,
+    };
+    let mut tpm_directories = Vec::new();
+    if let Some(version) = definition.tpm.filter(|_| request.tpm == TpmState::Copy) {
+        let path = places::tpm_state(places::TPM_STATES, definition.uuid, version);
+        let file = look_at_file(host, &accounts, ImageRoleV1::Tpm, None, &path, ImageFormat::Raw)?;
+        if is_there(&file) {
+            files.push(file);
+            tpm_directories = places::tpm_directories(places::TPM_STATES, definition.uuid, version)
+                .iter()
+                .map(|path| directory_attributes(host, &accounts, path))
+                .collect::<Result<_, Fault>>()?;
+        }
+    }
+    Ok(SourceSurvey {
+        name: host.name(),
+        host: host.facts()?,
+        vm,
+        definition,
+        files,
+        firmware,
+        tpm_directories,
+        neighbours: neighbours(host)?,
+    })
+}
+
+fn directory_attributes(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<DirectoryAttributes, Fault> {
+    let stat = host.stat(path)?.ok_or_else(|| Fault {
+        kind: FaultKind::NotFound,
+        host: host.name(),
+        operation: format!("stat {path}"),
+        detail: "it was there a moment ago".to_owned(),
+    })?;
+    Ok(DirectoryAttributes { mode: stat.mode & 0o7777, owner: accounts.owner(&stat) })
 }
 
 /// The VM that was asked for. A text that is no UUID's never means one.
@@ -39,13 +88,14 @@ fn find_vm(host: &dyn Host, selector: &VmSelector) -> Result<DomainFacts, Survey
     Err(SurveyError::NoSuchVm { host: host.name(), vm: selector.clone(), known })
 }
 
-fn look_at_disk(
+fn look_at_file(
     host: &dyn Host,
     accounts: &Accounts,
-    disk: &Disk,
+    role: ImageRoleV1,
+    index: Option<usize>,
     path: &str,
     format: ImageFormat,
-) -> Result<SourceDisk, Fault> {
+) -> Result<SourceFile, Fault> {
     let image = match look_at_image(host, accounts, path) {
         Ok(Some(facts)) => SourceImage::Readable(facts),
         Ok(None) => SourceImage::Missing,
@@ -60,7 +110,7 @@ fn look_at_disk(
             _ => SourceImage::Unreadable(fault.detail),
         },
     };
-    Ok(SourceDisk { index: disk.index, target: disk.target.clone(), format, path: path.to_owned(), image })
+    Ok(SourceFile { role, index, format, path: path.to_owned(), image })
 }
 
 /// What is behind a path; `None` when nothing is.

@@ -66,6 +66,8 @@ fn mark() -> CloneMark {
     }
 }
 
+const VARIABLES: &str = "/var/lib/libvirt/qemu/nvram/the-clone_VARS.fd";
+
 /// What a clone changes, all of it.
 fn whole_rewrite(definition: &Definition) -> Rewrite {
     let disk_files = definition.images().map(|disk| (disk.index, format!("/srv/clones/new-{}.img", disk.target)));
@@ -81,6 +83,13 @@ fn whole_rewrite(definition: &Definition) -> Rewrite {
         title: Change::Set("Unfinished clone".into()),
         emulator: Some("/usr/bin/qemu-system-x86_64".into()),
         disk_files: disk_files.collect(),
+        // One that is named nowhere would be made, and could not be taken back.
+        variables: definition
+            .os
+            .variables
+            .as_ref()
+            .and_then(|variables| variables.path.as_ref())
+            .map(|_| VARIABLES.into()),
         macs: macs.collect(),
         networks: plugged.map(|index| (index, format!("net-{index}"))).collect(),
         mark: Change::Set(mark()),

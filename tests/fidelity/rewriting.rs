@@ -73,6 +73,7 @@ fn no_other_line_changes() {
                 "<genid>",
                 "<title",
                 "<emulator>",
+                "<nvram",
                 "<mac ",
                 "<source file=",
                 "<source network=",
@@ -136,6 +137,7 @@ fn a_rewrite_and_its_opposite_give_the_same_bytes() {
             title: before.title.clone().map_or(Change::Remove, Change::Set),
             emulator: before.emulator.clone(),
             disk_files: files.collect(),
+            variables: before.os.variables.clone().and_then(|variables| variables.path),
             macs: macs.collect(),
             networks: networks.collect(),
             mark: Change::Remove,
@@ -374,5 +376,33 @@ proptest! {
             text.splice(at..end, with.bytes());
             super::seeds::read_domain_xml(&text);
         }
+    }
+}
+
+/// Variables that no definition names are named from then on: after the loader, or where there is none after the type.
+#[test]
+fn variables_are_made_explicit() {
+    let path = "/n/a'b_VARS.fd";
+    for (os, expected) in [
+        ("<os firmware='efi'><type>hvm</type></os>", "<type>hvm</type><nvram>/n/a'b_VARS.fd</nvram></os>"),
+        (
+            "<os><type>hvm</type><loader type='pflash'>/c.fd</loader><boot dev='hd'/></os>",
+            "/c.fd</loader><nvram>/n/a'b_VARS.fd</nvram><boot dev='hd'/></os>",
+        ),
+        ("<os><type>hvm</type><nvram template='/t.fd'/></os>", "<nvram template='/t.fd'>/n/a'b_VARS.fd</nvram></os>"),
+        ("<os><type>hvm</type><nvram>/old</nvram></os>", "<type>hvm</type><nvram>/n/a'b_VARS.fd</nvram></os>"),
+        (
+            "<os><type>hvm</type><nvram type='file' format='raw'><source file='/old'/></nvram></os>",
+            "<nvram type='file' format='raw'><source file='/n/a&apos;b_VARS.fd'/></nvram></os>",
+        ),
+    ] {
+        let text = format!(
+            "<domain type='kvm'><name>a</name><uuid>6a1c2b1e-0a55-4d8e-9f43-0d7c5b1a0001</uuid><memory>1</memory>{os}</domain>"
+        );
+        let changes = Rewrite { variables: Some(path.into()), ..Rewrite::default() };
+        let after = rewrite(&read(&text), &changes).unwrap();
+        let line = after.replace('\n', "");
+        assert!(line.contains(expected), "{after}");
+        assert_eq!(read(&after).os.variables.unwrap().path.as_deref(), Some(path), "{after}");
     }
 }

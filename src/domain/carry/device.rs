@@ -36,7 +36,7 @@ pub(super) fn look(findings: &mut Findings, node: Node<'_, '_>) {
         "audio" => look_audio(findings, node),
         "memory" => look_memory(findings, node),
         "vsock" => look_vsock(findings, node),
-        "tpm" => refuse(findings, node, "a TPM", "its state is not carried yet, and keys in it would be lost"),
+        "tpm" => look_tpm(findings, node),
         "hostdev" => refuse(findings, node, "a device of the host", "it belongs to the source's host"),
         "filesystem" => refuse(findings, node, "a shared directory of the host", "it belongs to the source's host"),
         "shmem" => refuse(findings, node, "memory shared on the host", "it belongs to the source's host"),
@@ -212,6 +212,29 @@ fn look_memory(findings: &mut Findings, node: Node<'_, '_>) {
             "the destination's are others",
             LEAVE_OUT,
         );
+    }
+}
+
+/// An emulated TPM is carried with its state.
+fn look_tpm(findings: &mut Findings, node: Node<'_, '_>) {
+    let Some(backend) = child(node, "backend").filter(|backend| backend.attribute("type") == Some("emulator")) else {
+        return refuse(findings, node, "a TPM of the host", "it belongs to the source's host");
+    };
+    let place = "device <tpm>";
+    if child(backend, "encryption").is_some() {
+        let why = "the secret that opens its state is not carried";
+        return findings.block_node(node, place, "an encrypted TPM", why, LEAVE_OUT);
+    }
+    for element in elements(backend) {
+        match element.tag_name().name() {
+            // Which banks and profile it began with; libvirt and swtpm know them.
+            "active_pcr_banks" | "profile" => {}
+            "source" => {
+                let what = "a TPM whose state lies in a place of its own";
+                findings.block_node(element, place, what, "only libvirt's own place for it is known here", LEAVE_OUT);
+            }
+            _ => findings.block_unknown(element, place),
+        }
     }
 }
 

@@ -113,16 +113,12 @@ fn look_os(findings: &mut Findings, os: Node<'_, '_>) {
         let what = format!("a guest of type {:?}", kind.trim());
         findings.block("os", &what, "only full virtual machines (hvm) are carried", "There is no way around this yet");
     }
-    let loader = child(os, "loader");
-    let nvram = child(os, "nvram");
-    let is_efi =
-        os.attribute("firmware") == Some("efi") || loader.is_some_and(|node| node.attribute("type") == Some("pflash"));
-    if is_efi || nvram.is_some() {
-        findings.settle(loader.into_iter().chain(nvram));
-        let named = nvram.map(content).map(|path| path.trim().to_owned()).filter(|path| !path.is_empty());
-        let what =
-            named.map_or_else(|| "UEFI firmware".to_owned(), |path| format!("UEFI firmware with variables in {path}"));
-        findings.block("os", &what, "its variables (NVRAM) are not carried yet", "Clone this VM by hand");
+    if let Some(loader) = child(os, "loader").filter(|node| node.attribute("type") == Some("pflash")) {
+        // Preflight compares it with the destination's.
+        findings.settle([loader]);
+    }
+    if let Some(nvram) = child(os, "nvram") {
+        look_variables(findings, nvram);
     }
     let files =
         [("kernel", "a kernel of the host"), ("initrd", "an initrd of the host"), ("dtb", "a device tree of the host")];
@@ -143,6 +139,21 @@ fn look_os(findings: &mut Findings, os: Node<'_, '_>) {
             "the clone will see its own host's",
             "Nothing needs to be done, unless a licence in the guest hangs on it",
         );
+    }
+}
+
+/// The variables of UEFI firmware: a file is carried.
+fn look_variables(findings: &mut Findings, nvram: Node<'_, '_>) {
+    match nvram.attribute("type") {
+        None | Some("file") => findings.settle([nvram]),
+        Some(kind) => {
+            let what = format!("UEFI variables in a {kind}");
+            findings.block_node(nvram, "os", &what, "only those in a file are carried", LEAVE_OUT);
+        }
+    }
+    if let Some(format) = nvram.attribute("format").filter(|format| !matches!(*format, "raw" | "qcow2")) {
+        let what = format!("UEFI variables of format {format:?}");
+        findings.block("os", &what, "only raw and qcow2 are carried", LEAVE_OUT);
     }
 }
 

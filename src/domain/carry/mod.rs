@@ -60,13 +60,12 @@ pub fn uncarried(definition: &Definition) -> Result<Carriage, DomainError> {
     Ok(findings.carriage)
 }
 
-/// What of a qcow2 image is not carried; `target` is its disk's name.
-pub fn uncarried_image(target: &str, header: &Header) -> Carriage {
+/// What of a qcow2 image is not carried; `place` says what of the VM it is, such as `disk vda`.
+pub fn uncarried_image(place: &str, header: &Header) -> Carriage {
     let mut findings = Findings::default();
-    let place = format!("disk {target}");
     if let Some(backing) = &header.backing_file {
         findings.block(
-            &place,
+            place,
             &format!("a backing chain (the image is on top of {backing:?})"),
             "backing chains are not carried yet, and the image alone is no disk",
             "Put it all into one image first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
@@ -75,7 +74,7 @@ pub fn uncarried_image(target: &str, header: &Header) -> Carriage {
     if header.external_data || header.data_file.is_some() {
         let file = header.data_file.as_deref().unwrap_or("a file that the header does not name");
         findings.block(
-            &place,
+            place,
             &format!("an external data file ({file})"),
             "the guest's data is not in the image itself",
             "Convert it first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
@@ -87,11 +86,11 @@ pub fn uncarried_image(target: &str, header: &Header) -> Carriage {
             Encryption::Unknown(method) => format!("method {method}"),
             Encryption::Aes | Encryption::None => "AES".to_owned(),
         };
-        findings.block(&place, &format!("an encrypted image ({kind})"), "its secret is not carried", LEAVE_OUT);
+        findings.block(place, &format!("an encrypted image ({kind})"), "its secret is not carried", LEAVE_OUT);
     }
     if !header.unknown_features.is_empty() {
         findings.block(
-            &place,
+            place,
             &format!("features of qcow2 that are not known here ({})", header.unknown_features.join(", ")),
             "what they mean for a copy cannot be said",
             "Convert it first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
@@ -99,7 +98,7 @@ pub fn uncarried_image(target: &str, header: &Header) -> Carriage {
     }
     if header.corrupt {
         findings.block(
-            &place,
+            place,
             "an image that QEMU marked as corrupt",
             "it would only be opened to read, and its copy too",
             "Repair it first: `qemu-img check -r all IMAGE`",

@@ -1,0 +1,63 @@
+//! Which firmware a host would start a VM with. Its code is the host's own and is not carried; the variables that are
+//! carried only fit code like that of the source.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
+
+use crate::domain::documents;
+use crate::transfer::manifest;
+use crate::world::{ChunkGeometry, ChunkSink, Fault, HashJob, Host, SinkClosed};
+
+/// More than any firmware has.
+const CODE_BYTES_MAX: u64 = 64 << 20;
+const CHUNK_BYTES: u32 = 1 << 20;
+
+/// The firmware's code on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirmwareFacts {
+    /// Its file.
+    pub path: String,
+    /// Its bytes; `None`: there is no such file.
+    pub bytes: Option<u64>,
+    /// Plain BLAKE3 of it, where it has a size that firmware can have.
+    pub root: Option<ChunkValue>,
+}
+
+/// The firmware in flash memory that a command line of libvirt's starts; `None` when it starts another kind.
+pub(super) fn look(host: &dyn Host, command: &str) -> Result<Option<FirmwareFacts>, Fault> {
+    let Some(path) = documents::flash_code(command) else { return Ok(None) };
+    let real = host.resolve(&path)?;
+    let stat = real.as_deref().map_or(Ok(None), |real| host.stat(real))?;
+    let (Some(real), Some(stat)) = (real, stat) else {
+        return Ok(Some(FirmwareFacts { path, bytes: None, root: None }));
+    };
+    let root = if stat.size <= CODE_BYTES_MAX { Some(root_of(host, &real, stat.size)?) } else { None };
+    Ok(Some(FirmwareFacts { path, bytes: Some(stat.size), root }))
+}
+
+fn root_of(host: &dyn Host, path: &str, bytes: u64) -> Result<ChunkValue, Fault> {
+    let geometry = ChunkGeometry { image_bytes: bytes, chunk_bytes: CHUNK_BYTES };
+    let wanted = std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect();
+    let job = HashJob { path: path.to_owned(), inode: None, geometry, wanted, reread: false };
+    let mut values = Values::default();
+    host.hash_chunks(&job, &mut values)?;
+    Ok(manifest::root(geometry, &values.0))
+}
+
+/// Keeps the values; at most `CODE_BYTES_MAX / CHUNK_BYTES` of them.
+#[derive(Default)]
+struct Values(BTreeMap<u64, ChunkState>);
+
+impl ChunkSink for Values {
+    fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        self.0.extend(records.iter().map(|record| (record.index, record.state)));
+        Ok(())
+    }
+
+    fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
+        self.0.extend(chunks.map(|index| (index, ChunkState::Zero)));
+        Ok(())
+    }
+}
