@@ -65,12 +65,13 @@ pub struct Vm {
     disks: Vec<Disk>,
     devices: String,
     top_level: String,
+    uefi: bool,
 }
 
 impl Vm {
     /// A VM without disks, with one interface on the network `default`.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), disks: Vec::new(), devices: String::new(), top_level: String::new() }
+        Self { name: name.to_owned(), disks: Vec::new(), devices: String::new(), top_level: String::new(), uefi: false }
     }
 
     /// With one more disk. Disks are `vda`, `vdb`, … in this order.
@@ -81,6 +82,13 @@ impl Vm {
         }
         self.disks.push(disk);
         self
+    }
+
+    /// With UEFI, which libvirt chooses, and an emulated TPM.
+    #[must_use]
+    pub fn uefi_and_tpm(mut self) -> Self {
+        self.uefi = true;
+        self.device("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
     }
 
     /// With more in its `<devices>`.
@@ -122,10 +130,19 @@ impl Vm {
         }
         format!(
             "<domain type='qemu'><name>{}</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>{}\
+             {}<features><acpi/></features>{}\
              <devices>{disks}<interface type='network'><source network='default'/><model type='virtio'/></interface>\
              <serial type='pty'/><memballoon model='none'/>{}</devices></domain>",
-            self.name, self.top_level, self.devices
+            self.name,
+            if self.uefi {
+                // Without secure boot, which needs a machine that emulates it slowly.
+                "<os firmware='efi'><firmware><feature enabled='no' name='secure-boot'/></firmware>\
+                 <type arch='x86_64' machine='q35'>hvm</type></os>"
+            } else {
+                "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
+            },
+            self.top_level,
+            self.devices
         )
     }
 }
