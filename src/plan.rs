@@ -233,6 +233,7 @@ fn clone_definition(
             EmulatorFacts::Refused(_) => None,
         },
         disk_files,
+        emptied: emptied_drives(survey),
         variables: variables.or_else(|| new_variables(survey)),
         macs,
         networks: renamed_networks(request, survey),
@@ -240,6 +241,12 @@ fn clone_definition(
         ..Rewrite::default()
     };
     Ok(rewrite(source, &changes.named(&survey.new_name))?)
+}
+
+/// Drives whose media the destination does not have.
+fn emptied_drives(survey: &Survey) -> BTreeSet<usize> {
+    let missing = survey.destination.media.iter().filter(|(_, is_there)| !**is_there);
+    missing.map(|(index, _)| *index).collect()
 }
 
 /// Where libvirt will make the variables of a clone whose source was never started.

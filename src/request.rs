@@ -43,6 +43,8 @@ pub struct Request {
     pub preserve_mac: bool,
     /// What becomes of a TPM's state.
     pub tpm: TpmState,
+    /// Copy what lies in drives too, and disks that are only read or shared.
+    pub copy_media: bool,
     /// Re-read every chunk from the destination's disk before publishing.
     pub verify: bool,
     /// Allocate the destination's images whole.
@@ -68,6 +70,7 @@ impl Request {
             start: false,
             preserve_mac: false,
             tpm: TpmState::Copy,
+            copy_media: false,
             verify: true,
             preallocate: false,
             bandwidth_limit: None,

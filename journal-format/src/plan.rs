@@ -164,12 +164,17 @@ pub enum ImageRoleV1 {
     Nvram,
     /// The state of a virtual TPM.
     Tpm,
+    /// What lies in a drive, or on a disk that is only read or shared.
+    Medium {
+        /// Target name of the drive.
+        target: String,
+    },
 }
 
 impl fmt::Display for ImageRoleV1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Disk { target } => f.write_str(target),
+            Self::Disk { target } | Self::Medium { target } => f.write_str(target),
             Self::Layer { target, depth } => write!(f, "{target}/{depth}"),
             Self::Nvram => f.write_str("nvram"),
             Self::Tpm => f.write_str("tpm"),

@@ -52,6 +52,10 @@ pub struct RunArgs {
     /// The state of an emulated TPM: `copy`, or `fresh` for a new one
     #[arg(long, value_name = "STATE", default_value = "copy")]
     tpm: String,
+    /// Copy the media in drives too, and disks that are only read or shared; otherwise the destination's are used, and drives
+    /// whose medium is not there are emptied
+    #[arg(long)]
+    copy_media: bool,
     /// Plug interfaces of network or bridge A into B on the destination; may be given several times
     #[arg(long, value_name = "A=B")]
     network_map: Vec<String>,
@@ -190,6 +194,7 @@ impl RunArgs {
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
         request.tpm = self.tpm.parse()?;
+        request.copy_media = self.copy_media;
         request.verify = !self.no_verify;
         request.preallocate = self.prealloc;
         request.bandwidth_limit = self.bandwidth_limit.as_deref().map(str::parse::<ByteRate>).transpose()?;

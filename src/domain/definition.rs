@@ -105,9 +105,11 @@ pub enum DiskSource {
     Empty,
     /// An image file.
     File(String),
-    /// Anything else, such as a block device or a pool's volume.
+    /// A block device of the host.
+    Device(String),
+    /// Anything else, such as a pool's volume.
     Elsewhere {
-        /// The `type` attribute: `block`, `volume`, `network`, …
+        /// The `type` attribute: `volume`, `network`, …
         kind: String,
         /// What it names, for people.
         what: String,
@@ -140,12 +142,30 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The image file of a hard disk: what is copied.
+    /// The image file of a hard disk that is the VM's own: what is copied.
     pub fn image(&self) -> Option<&str> {
         match (&self.device, &self.source) {
-            (DiskDevice::Disk, DiskSource::File(path)) => Some(path),
+            (DiskDevice::Disk, DiskSource::File(path)) if !self.is_common() => Some(path),
             _ => None,
         }
+    }
+
+    /// What lies in a drive, and what the VM only reads or shares with others: not its own, and copied only where that
+    /// is asked for.
+    pub fn medium(&self) -> Option<&str> {
+        let is_drive = matches!(self.device, DiskDevice::Cdrom | DiskDevice::Floppy);
+        match &self.source {
+            DiskSource::File(path) | DiskSource::Device(path)
+                if is_drive || (self.device == DiskDevice::Disk && self.is_common()) =>
+            {
+                Some(path)
+            }
+            _ => None,
+        }
+    }
+
+    fn is_common(&self) -> bool {
+        self.readonly || self.shareable
     }
 
     /// The image's format, when it is one that is carried.
@@ -252,6 +272,11 @@ impl Definition {
     /// The text that was read.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The disks and drives with something in them that is not the VM's own, in the order of the text.
+    pub fn media(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.iter().filter(|disk| disk.medium().is_some())
     }
 
     /// The disks whose images are copied, in the order of the text.
@@ -415,6 +440,9 @@ fn read_disk_source(kind: &str, source: Option<Node<'_, '_>>) -> DiskSource {
     match (kind, source.attribute("file")) {
         ("file", Some("")) => DiskSource::Empty,
         ("file", Some(file)) => DiskSource::File(file.to_owned()),
+        _ if kind == "block" && source.has_attribute("dev") => {
+            DiskSource::Device(source.attribute("dev").unwrap_or_default().to_owned())
+        }
         _ => DiskSource::Elsewhere { kind: kind.to_owned(), what: describe(source) },
     }
 }

@@ -1,6 +1,6 @@
 //! From the source's definition to the clone's: edits of the text by spans. What is not named here stays byte for byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::DomainUuid;
 use roxmltree::Node;
@@ -46,6 +46,8 @@ pub struct Rewrite {
     pub emulator: Option<String>,
     /// Image files, by the index of the disk.
     pub disk_files: BTreeMap<usize, String>,
+    /// Drives that are emptied, by the index of the disk.
+    pub emptied: BTreeSet<usize>,
     /// The file of the UEFI variables; made explicit where the definition names none.
     pub variables: Option<String>,
     /// MAC addresses, by the index of the interface.
@@ -164,7 +166,7 @@ fn rewrite_devices(
     rewrite: &Rewrite,
 ) -> Result<(), DomainError> {
     let plugs = !rewrite.macs.is_empty() || !rewrite.networks.is_empty();
-    if rewrite.emulator.is_none() && rewrite.disk_files.is_empty() && !plugs {
+    if rewrite.emulator.is_none() && rewrite.disk_files.is_empty() && rewrite.emptied.is_empty() && !plugs {
         return Ok(());
     }
     let devices = required(domain, "devices")?;
@@ -183,6 +185,11 @@ fn rewrite_devices(
             return Err(missing());
         }
         edits.set_attribute(source, "file", file)?;
+    }
+    for index in &rewrite.emptied {
+        let missing = || DomainError::NoSuchTarget { what: format!("a medium in disk {index} (counted from 0)") };
+        let drive = named(devices, "disk").nth(*index).ok_or_else(missing)?;
+        edits.remove(child(drive, "source").ok_or_else(missing)?);
     }
     rewrite_interfaces(edits, definition, devices, rewrite)
 }

@@ -94,7 +94,7 @@ pub fn directory_for<'a>(
             let above = parent_of(places::TPM_STATES);
             return known(places::TPM_STATES).or_else(|| known(above)).ok_or_else(|| missing(above));
         }
-        ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } => &request.target,
+        ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. } => &request.target,
     };
     match target {
         Target::Directory(path) => known(path).ok_or_else(|| missing(path)),
@@ -154,7 +154,7 @@ pub fn preferred_name(new_name: &DomainName, file: &SourceFile) -> Option<String
     match &file.role {
         ImageRoleV1::Nvram => Some(new_name.variables_file(places::variables_extension(file.format))),
         ImageRoleV1::Tpm => None,
-        role @ (ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. }) => {
+        role @ (ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. }) => {
             Some(format!("{new_name}-{}.{}", part_of_name(role), extension(file.format)))
         }
     }
@@ -163,7 +163,7 @@ pub fn preferred_name(new_name: &DomainName, file: &SourceFile) -> Option<String
 /// An image's part of a file name.
 fn part_of_name(role: &ImageRoleV1) -> String {
     match role {
-        ImageRoleV1::Disk { target } => target.clone(),
+        ImageRoleV1::Disk { target } | ImageRoleV1::Medium { target } => target.clone(),
         ImageRoleV1::Layer { target, depth } => format!("{target}-base{depth}"),
         ImageRoleV1::Nvram => "nvram".to_owned(),
         ImageRoleV1::Tpm => "tpm".to_owned(),

@@ -1,6 +1,7 @@
 //! Does the VM fit the destination? Networks, emulator, memory, CPUs, versions, and what others have already.
 
 use super::{BlockerKind, Report, WarningKind};
+use crate::domain::DiskDevice;
 use crate::report::quantity::bytes;
 use crate::request::Request;
 use crate::shell::shell_word;
@@ -10,6 +11,7 @@ pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
     check_networks(report, request, survey);
     check_bridges(report, request, survey);
     check_mappings(report, request, survey);
+    check_media(report, survey);
     check_emulator(report, survey);
     check_size(report, survey);
     check_versions(report, survey);
@@ -128,6 +130,30 @@ fn check_mappings(report: &mut Report, request: &Request, survey: &Survey) {
             ),
             "Correct the name, or leave the mapping out.",
         );
+    }
+}
+
+/// Media that are not copied: the destination has them, or the drive is emptied. A disk cannot be emptied.
+fn check_media(report: &mut Report, survey: &Survey) {
+    let (host, from) = (survey.destination.name.as_str(), survey.source.name.as_str());
+    let media = &survey.destination.media;
+    for disk in survey.source.definition.media().filter(|disk| media.get(&disk.index) == Some(&false)) {
+        let (target, path) = (&disk.target, disk.medium().unwrap_or_default());
+        if disk.device == DiskDevice::Disk {
+            report.block(
+                BlockerKind::MediumMissing,
+                host,
+                format!("{host}: disk {target}, which the VM only reads or shares on {from}: there is no {path}."),
+                "Bring it there under the same path, or copy it with --copy-media.",
+            );
+        } else {
+            report.warn(
+                WarningKind::DriveEmptied,
+                host,
+                format!("{host}: there is no {path}: the clone's drive {target} will be empty."),
+                "Bring it there under the same path, or copy it with --copy-media.",
+            );
+        }
     }
 }
 

@@ -104,6 +104,8 @@ pub enum BlockerKind {
     BridgeMissing,
     /// A network mapping names something that the VM does not use.
     MappingUnused,
+    /// A disk that is not copied is not on the destination.
+    MediumMissing,
     /// The destination has no emulator for the VM.
     Emulator,
     /// The destination's libvirt refuses the clone's definition.
@@ -139,6 +141,8 @@ pub enum WarningKind {
     OlderHypervisor,
     /// Another VM has the same MAC address.
     MacShared,
+    /// A medium is not on the destination, and its drive is emptied.
+    DriveEmptied,
     /// The destination has another build of the firmware.
     FirmwareBuild,
     /// The emulator has another path on the destination.

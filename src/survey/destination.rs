@@ -48,6 +48,7 @@ pub(super) fn survey(
         directories,
         record: nearest_directory(host, HOST_ROOT)?,
         taken,
+        media: media(host, request, &source.definition)?,
         leftovers: leftovers(host, new_name)?,
         claim: claim(host, new_name)?,
         emulator: emulator(host, &source.definition)?,
@@ -105,6 +106,15 @@ fn bridges(host: &dyn Host, request: &Request, definition: &Definition) -> Resul
         }
     }
     Ok(found)
+}
+
+/// Which of the media that are not copied are there.
+fn media(host: &dyn Host, request: &Request, definition: &Definition) -> Result<BTreeMap<usize, bool>, Fault> {
+    let media = definition.media().filter(|_| !request.copy_media);
+    media
+        .filter_map(|disk| Some((disk.index, disk.medium()?)))
+        .map(|(index, path)| Ok((index, host.resolve(path)?.is_some())))
+        .collect()
 }
 
 /// Files and directories that libvirt would take for the clone's own, because it makes their names of the domain's.

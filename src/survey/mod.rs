@@ -136,6 +136,7 @@ impl SourceFile {
         match &self.role {
             ImageRoleV1::Disk { target } => format!("disk {target}"),
             ImageRoleV1::Layer { target, .. } => format!("the chain below disk {target}"),
+            ImageRoleV1::Medium { target } => format!("medium in {target}"),
             ImageRoleV1::Nvram => "UEFI variables".to_owned(),
             ImageRoleV1::Tpm => "TPM state".to_owned(),
         }
@@ -182,6 +183,8 @@ pub struct DestinationSurvey {
     pub record: DirectoryFacts,
     /// Paths that a disk of the clone could have had, but which exist.
     pub taken: BTreeSet<String>,
+    /// Of the media that are not copied, by the index of the disk: is there something at that path?
+    pub media: BTreeMap<usize, bool>,
     /// Files that libvirt would take for the clone's own.
     pub leftovers: Vec<String>,
     /// Who has reserved the clone's name.

@@ -23,7 +23,7 @@ fn neighbour(brief: DomainBrief, definition: &str) -> Neighbour {
         return Neighbour { brief, macs: BTreeSet::new(), paths: BTreeSet::new() };
     };
     let paths = definition.disks.iter().filter_map(|disk| match &disk.source {
-        DiskSource::File(path) => Some(path.clone()),
+        DiskSource::File(path) | DiskSource::Device(path) => Some(path.clone()),
         DiskSource::Empty | DiskSource::Elsewhere { .. } => None,
     });
     Neighbour { brief, macs: definition.macs().collect(), paths: paths.collect() }

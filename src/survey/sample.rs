@@ -179,6 +179,7 @@ pub(crate) fn survey() -> Survey {
             ]),
             record: directory("/var/lib", 1, 100 * GIB),
             taken: BTreeSet::new(),
+            media: BTreeMap::new(),
             leftovers: Vec::new(),
             claim: None,
             emulator: EmulatorFacts::Path("/usr/bin/qemu-system-x86_64".into()),

@@ -19,12 +19,17 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         source,
     })?;
     let accounts = Accounts::read(host)?;
-    let mut files = definition
-        .images()
-        .filter_map(|disk| {
-            let role = ImageRoleV1::Disk { target: disk.target.clone() };
-            Some((role, Some(disk.index), disk.image()?, disk.image_format()?))
-        })
+    let images = definition.images().filter_map(|disk| {
+        let role = ImageRoleV1::Disk { target: disk.target.clone() };
+        Some((role, Some(disk.index), disk.image()?, disk.image_format()?))
+    });
+    let media = definition.media().filter(|_| request.copy_media).filter_map(|disk| {
+        let role = ImageRoleV1::Medium { target: disk.target.clone() };
+        // A medium without a format is raw, as a CD is.
+        Some((role, Some(disk.index), disk.medium()?, disk.image_format().unwrap_or(ImageFormat::Raw)))
+    });
+    let mut files = images
+        .chain(media)
         .map(|(role, index, path, format)| look_at_file(host, &accounts, role, index, path, format))
         .collect::<Result<Vec<_>, Fault>>()?;
     // A VM that was never started has neither of these files yet; libvirt makes them then, as it will for the clone.

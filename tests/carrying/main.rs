@@ -60,3 +60,36 @@ fn uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them() {
     // A TPM or firmware that did not know its own state would have begun anew.
     assert_eq!((lab.b().blake3(clone_variables), lab.b().blake3(&clone_tpm)), kept);
 }
+
+/// A VM with a CD in its drive: what became of it, as the clone's definition says.
+fn cloned_with_cd(lab: &Lab, name: &str, options: &[&str]) -> String {
+    let iso = format!("/srv/iso/{name}.iso");
+    let drive = format!(
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{iso}'/>\
+         <target dev='sda' bus='sata'/><readonly/></disk>"
+    );
+    std::fs::create_dir_all(lab.a().path("/srv/iso")).unwrap();
+    std::fs::write(lab.a().path(&iso), vec![7; 70_000]).unwrap();
+    lab.a().define(&Vm::new(name).disk(Disk::raw(MIB)).device(&drive));
+    lab.controller().run(["run", "a", "b", name].iter().chain(options)).expect(0);
+    lab.b().virsh(["dumpxml", "--inactive", &format!("{name}_clone")])
+}
+
+#[test]
+fn a_medium_is_emptied_kept_or_copied_and_never_silently() {
+    let lab = Lab::up();
+    let emptied = cloned_with_cd(&lab, "away", &[]);
+    assert!(emptied.contains("device='cdrom'") && !emptied.contains(".iso"), "{emptied}");
+    let again = lab.controller().run(["run", "a", "b", "away", "--new-name", "again", "--dry-run"]).expect(0);
+    again.says(&["/srv/iso/away.iso", "sda will be empty", "--copy-media"]);
+
+    let copied = cloned_with_cd(&lab, "copied", &["--copy-media", "--directory", "/var/lib/libvirt/images"]);
+    let copy = "/var/lib/libvirt/images/copied_clone-sda.img";
+    assert!(copied.contains(&format!("<source file='{copy}'/>")), "{copied}");
+    assert_eq!(lab.b().blake3(copy), lab.a().blake3("/srv/iso/copied.iso"));
+
+    std::fs::create_dir_all(lab.b().path("/srv/iso")).unwrap();
+    std::fs::write(lab.b().path("/srv/iso/there.iso"), vec![7; 70_000]).unwrap();
+    let kept = cloned_with_cd(&lab, "there", &[]);
+    assert!(kept.contains("<source file='/srv/iso/there.iso'/>"), "{kept}");
+}

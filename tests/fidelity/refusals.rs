@@ -64,8 +64,6 @@ fn disks() {
         (inside("<mirror type='file' file='/i/m'/>"), "disk vdb: a running copy"),
         (inside("<backenddomain name='d'/>"), "disk vdb: a backend domain"),
         (inside("<news/>"), "disk vdb: the element <news>"),
-        (inside("<readonly/>"), "disk vdb: a read-only disk"),
-        (inside("<shareable/>"), "disk vdb: a disk shared with other VMs"),
         (inside("<transient/>"), "disk vdb: a transient disk"),
         (
             disk("type='block' device='disk'", &format!("{driver}<source dev='/dev/vg/lv'/>")),
@@ -99,16 +97,8 @@ fn disks() {
         (disk("type='block' device='lun'", &format!("{driver}<source dev='/dev/sdx'/>")), "disk vdb: a SCSI device"),
         (disk("type='file' device='newer'", file), "disk vdb: a device of a kind that is not known here (newer)"),
         (
-            disk("type='file' device='cdrom'", &format!("{driver}<source file='/i/cd.iso'/>")),
-            "disk vdb: a medium in a drive (/i/cd.iso)",
-        ),
-        (
-            disk("type='block' device='cdrom'", &format!("{driver}<source dev='/dev/sr0'/>")),
-            "disk vdb: a medium in a drive (dev=/dev/sr0)",
-        ),
-        (
-            disk("type='file' device='floppy'", &format!("{driver}<source file='/i/fd'/>")),
-            "disk vdb: a medium in a drive",
+            disk("type='network' device='cdrom'", &format!("{driver}<source protocol='http' name='/cd.iso'/>")),
+            "disk vdb: a medium in a drive (protocol=http name=/cd.iso)",
         ),
         (disk(plain, driver), "disk vdb: a disk without an image"),
         (disk(plain, &format!("{driver}<source file='i.img'/>")), "disk vdb: an image without an absolute path"),

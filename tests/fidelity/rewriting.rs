@@ -1,6 +1,6 @@
 //! A rewrite changes what it names and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone::domain::{
     Change, CloneMark, Definition, DiskSource, DomainError, Identity, InterfaceSource, Rewrite, read_back, rewrite,
@@ -137,6 +137,7 @@ fn a_rewrite_and_its_opposite_give_the_same_bytes() {
             title: before.title.clone().map_or(Change::Remove, Change::Set),
             emulator: before.emulator.clone(),
             disk_files: files.collect(),
+            emptied: BTreeSet::new(),
             variables: before.os.variables.clone().and_then(|variables| variables.path),
             macs: macs.collect(),
             networks: networks.collect(),

@@ -66,6 +66,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
         (text(), any::<u32>()).prop_map(|(target, depth)| ImageRoleV1::Layer { target, depth }),
         Just(ImageRoleV1::Nvram),
         Just(ImageRoleV1::Tpm),
+        text().prop_map(|target| ImageRoleV1::Medium { target }),
     ];
     let patch = (any::<u64>(), vec(any::<u8>(), 0..40)).prop_map(|(offset, bytes)| PatchV1 { offset, bytes });
     let paths = (text(), text(), text(), text());

@@ -93,12 +93,14 @@ pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
         }
         match &disk.device {
             DiskDevice::Disk => look_hard_disk(findings, disk, &place),
-            DiskDevice::Cdrom | DiskDevice::Floppy if disk.source != DiskSource::Empty => findings.block(
-                &place,
-                &format!("a medium in a drive ({})", source_text(disk)),
-                "media are not copied yet, and the file may not be on the destination",
-                "Eject it first: `virsh change-media VM TARGET --eject --config`",
-            ),
+            DiskDevice::Cdrom | DiskDevice::Floppy if matches!(disk.source, DiskSource::Elsewhere { .. }) => {
+                findings.block(
+                    &place,
+                    &format!("a medium in a drive ({})", source_text(disk)),
+                    "only media in files and devices are known here",
+                    "Eject it first: `virsh change-media VM TARGET --eject --config`",
+                );
+            }
             DiskDevice::Cdrom | DiskDevice::Floppy => {}
             DiskDevice::Lun => {
                 findings.block(&place, "a SCSI device of the host", "only image files are carried", LEAVE_OUT);
@@ -137,9 +139,16 @@ fn look_hard_disk(findings: &mut Findings, disk: &Disk, place: &str) {
             findings.block(place, &what, "what it is relative to cannot be said", "Write it in full (virsh edit)");
         }
         DiskSource::Empty => findings.block(place, "a disk without an image", "there is nothing to copy", LEAVE_OUT),
+        DiskSource::Device(path) => {
+            findings.block(
+                place,
+                &format!("a block device (dev={path})"),
+                "only image files are carried yet",
+                LEAVE_OUT,
+            );
+        }
         DiskSource::Elsewhere { kind, what } => {
             let kind = match kind.as_str() {
-                "block" => "a block device",
                 "volume" => "a volume of a pool",
                 "network" => "a network disk",
                 "nvme" => "an NVMe device of the host",
@@ -150,13 +159,9 @@ fn look_hard_disk(findings: &mut Findings, disk: &Disk, place: &str) {
             findings.block(place, &format!("{kind} ({what})"), "only image files are carried yet", LEAVE_OUT);
         }
     }
-    let marks = [
-        (disk.readonly, "a read-only disk", "whether the destination has it, or wants a copy, cannot be said yet"),
-        (disk.shareable, "a disk shared with other VMs", "a copy would no longer be shared"),
-        (disk.transient, "a transient disk", "libvirt keeps what the guest writes in a file of its own, and loses it"),
-    ];
-    for (_, what, why) in marks.into_iter().filter(|(is_so, ..)| *is_so) {
-        findings.block(place, what, why, LEAVE_OUT);
+    if disk.transient {
+        let why = "libvirt keeps what the guest writes in a file of its own, and loses it";
+        findings.block(place, "a transient disk", why, LEAVE_OUT);
     }
 }
 
@@ -179,7 +184,7 @@ fn look_format(findings: &mut Findings, disk: &Disk, place: &str) {
 fn source_text(disk: &Disk) -> &str {
     match &disk.source {
         DiskSource::Empty => "none",
-        DiskSource::File(path) => path,
+        DiskSource::File(path) | DiskSource::Device(path) => path,
         DiskSource::Elsewhere { what, .. } => what,
     }
 }
