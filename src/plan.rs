@@ -8,15 +8,17 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, NewDirectoryV1, OptionsV1,
-    PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
+    BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, NewDirectoryV1,
+    OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 
+use crate::domain::qcow2::{Qcow2Error, renamed_backing};
 use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, Tpm, places, rewrite};
 use crate::host::Address;
 use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
-use crate::survey::{EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
+use crate::steps::host_record::parent_of;
+use crate::survey::{Below, EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
@@ -39,6 +41,16 @@ pub enum PlanError {
         what: String,
         /// Why.
         why: NoDirectory,
+    },
+    /// The header of an image has no room for the name of the one below it.
+    #[error("{path}: its header cannot name {reference}, where the image below it will be: {why}")]
+    Backing {
+        /// The source's image.
+        path: String,
+        /// The name that it should have.
+        reference: String,
+        /// Why not.
+        why: Qcow2Error,
     },
     /// No free MAC address was drawn.
     #[error("no free MAC address was found in {MAC_DRAWS_MAX} draws")]
@@ -149,7 +161,26 @@ fn lay_out(
             ..planned_image(survey, file, image)
         });
     }
+    for (index, file) in survey.source.files.iter().enumerate() {
+        if let (Below::Image { reference, file: below }, Some(image)) = (&file.below, file.image()) {
+            let clone = reference_to(reference, &images[index].final_path, &images[*below].final_path);
+            if let Err(why) = renamed_backing(&image.head, &clone) {
+                return Err(PlanError::Backing { path: image.path.clone(), reference: clone, why });
+            }
+            images[index].backing = Some(BackingV1 { source: reference.clone(), clone });
+        }
+    }
     Ok((directories, images))
+}
+
+/// How an image of the clone names the one below: relative where it was and both lie together, else in full.
+fn reference_to(source: &str, from: &str, to: &str) -> String {
+    let together = parent_of(from) == parent_of(to);
+    match to.rsplit_once('/') {
+        // A name with a colon would be taken for a protocol.
+        Some((_, name)) if together && !source.starts_with('/') && !name.contains(':') => name.to_owned(),
+        _ => to.to_owned(),
+    }
 }
 
 /// What is known of an image before it has a place.
@@ -171,7 +202,7 @@ fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> Imag
         final_path: String::new(),
         mode: final_mode(image.stat.mode),
         owner: owner_there(survey, &image.owner),
-        patches: Vec::new(),
+        backing: None,
     }
 }
 
@@ -233,6 +264,7 @@ fn clone_definition(
             EmulatorFacts::Refused(_) => None,
         },
         disk_files,
+        chain_files: chain_files(survey, images),
         emptied: emptied_drives(survey),
         variables: variables.or_else(|| new_variables(survey)),
         macs,
@@ -241,6 +273,26 @@ fn clone_definition(
         ..Rewrite::default()
     };
     Ok(rewrite(source, &changes.named(&survey.new_name))?)
+}
+
+/// Where the chains are, of those disks whose definition names them.
+fn chain_files(survey: &Survey, images: &[ImageV1]) -> BTreeMap<usize, Vec<String>> {
+    let files = &survey.source.files;
+    let below = |at: usize| match files.get(at)?.below {
+        Below::Image { file, .. } => Some(file),
+        Below::Nothing | Below::Refused(_) => None,
+    };
+    let mut chains = BTreeMap::new();
+    for disk in &survey.source.definition.disks {
+        let written = disk.chain.as_ref().map_or(0, Vec::len);
+        let top = files.iter().position(|file| file.index == Some(disk.index)).filter(|_| written > 0);
+        let layers = std::iter::successors(top.and_then(below), |at| below(*at)).take(written);
+        let paths: Vec<_> = layers.filter_map(|at| Some(images.get(at)?.final_path.clone())).collect();
+        if !paths.is_empty() {
+            chains.insert(disk.index, paths);
+        }
+    }
+    chains
 }
 
 /// Drives whose media the destination does not have.

@@ -292,6 +292,15 @@ pub enum ZeroChunks {
     Punch,
 }
 
+/// Bytes of an image that are to be other ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    /// Where, in bytes from the beginning of the image.
+    pub offset: u64,
+    /// What is to stand there.
+    pub bytes: Vec<u8>,
+}
+
 /// A copy of chunks from a file of the source's host to one of the destination's.
 #[derive(Debug, Clone)]
 pub struct CopyJob {
@@ -305,6 +314,8 @@ pub struct CopyJob {
     pub geometry: ChunkGeometry,
     /// Chunks to be copied: ascending, disjoint.
     pub wanted: Vec<Range<u64>>,
+    /// Bytes that are other ones in the copy. They lie in data, not in holes.
+    pub patches: Vec<Patch>,
     /// What to do with zeros.
     pub zero_chunks: ZeroChunks,
     /// Image bytes per second at most.
@@ -329,6 +340,8 @@ pub struct HashJob {
     pub geometry: ChunkGeometry,
     /// Chunks to be hashed: ascending, disjoint.
     pub wanted: Vec<Range<u64>>,
+    /// Bytes that are taken for other ones.
+    pub patches: Vec<Patch>,
     /// Go to the disk: `O_DIRECT`, or the page cache dropped first.
     pub reread: bool,
 }

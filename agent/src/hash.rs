@@ -22,9 +22,9 @@ const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 /// Hashes, and sends what it finds.
 pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(), Failure> {
-    let HashJob { path, inode, geometry, wanted, reread } = job;
+    let HashJob { path, inode, geometry, wanted, reread, patches } = job;
     let access = if reread { Access::Reread } else { Access::Read };
-    let image = Image::open(&path, inode, geometry, access)?;
+    let image = Image::open(&path, inode, geometry, access)?.patched(patches);
     let extents = Extents::new(image.for_extents()?, geometry, wanted);
     let pool = Pool::new(READ_BYTES.min(geometry.chunk_bytes as usize), READ_BYTES * HASH_LANES);
     let mut batch = Batch { id, outbox, records: Vec::new(), bytes: 0 };

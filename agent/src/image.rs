@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use journal_format::Inode;
-use kvm_clone_agent::protocol::{Failure, FailureKind, Geometry};
+use kvm_clone_agent::protocol::{Failure, FailureKind, Geometry, Patch};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
@@ -33,9 +33,17 @@ pub struct Image {
     buffered: File,
     /// The same file with `O_DIRECT`, where the access asks for it and the filesystem has it.
     direct: Option<File>,
+    /// What is read otherwise than it is written.
+    patches: Vec<Patch>,
 }
 
 impl Image {
+    /// With bytes that are read as other ones.
+    pub fn patched(mut self, patches: Vec<Patch>) -> Self {
+        self.patches = patches;
+        self
+    }
+
     /// Opens a regular file or block device that must be this inode (if any is named) and of the geometry's size; a
     /// device may be larger.
     pub fn open(path: &str, inode: Option<Inode>, geometry: Geometry, access: Access) -> Result<Self, Failure> {
@@ -63,7 +71,7 @@ impl Image {
             .flatten()
             // The name may have changed hands between the two.
             .filter(|direct| direct.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino())));
-        let image = Self { path: path.to_owned(), bytes, buffered, direct };
+        let image = Self { path: path.to_owned(), bytes, buffered, direct, patches: Vec::new() };
         match access {
             Access::Read => image.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL)?,
             // What could not be opened past the cache is dropped from it, once it is on the disk.
@@ -81,8 +89,19 @@ impl Image {
         self.buffered.try_clone().map_err(|error| refused(format!("open image {}", self.path), errno(&error)))
     }
 
-    /// Fills the bytes from this position on.
+    /// Fills the bytes from this position on, patches included.
     pub fn read(&self, position: u64, bytes: &mut [u8]) -> Result<(), Failure> {
+        self.read_as_it_is(position, bytes)?;
+        for (at, byte) in self.patches.iter().flat_map(|patch| (patch.offset..=u64::MAX).zip(&patch.bytes)) {
+            let place = at.checked_sub(position).and_then(|place| usize::try_from(place).ok());
+            if let Some(place) = place.and_then(|place| bytes.get_mut(place)) {
+                *place = *byte;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_as_it_is(&self, position: u64, bytes: &mut [u8]) -> Result<(), Failure> {
         if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(position, bytes)) {
             match direct.read_exact_at(bytes, position) {
                 Err(error) if errno(&error) == Errno::EINVAL => {}

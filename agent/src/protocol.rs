@@ -57,6 +57,10 @@ pub const REQUESTS_WAITING_MAX: usize = 256;
 pub const BATCH_CHUNKS_MAX: usize = 256;
 /// Ranges in a job at most: a job for more is given in parts.
 pub const WANTED_RANGES_MAX: usize = 100_000;
+/// Patches in a job at most.
+pub const PATCHES_MAX: usize = 16;
+/// Bytes of a patch at most.
+pub const PATCH_BYTES_MAX: usize = 4096;
 /// Bytes of a file that `Read` gives at most.
 pub const READ_BYTES_MAX: u64 = 3 << 20;
 /// Bytes outstanding on a stream of chunks at most; a grant beyond it is cut to it. At least two chunks of any size.
@@ -386,6 +390,17 @@ pub struct HashJob {
     pub wanted: Vec<Range<u64>>,
     /// Go to the disk: `O_DIRECT`, or the page cache dropped first.
     pub reread: bool,
+    /// Bytes that are taken for other ones; at most [`PATCHES_MAX`].
+    pub patches: Vec<Patch>,
+}
+
+/// Bytes of an image that are read as other ones. They lie within the image, in data: a hole is not read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patch {
+    /// Where, in bytes from the beginning of the image.
+    pub offset: u64,
+    /// What stands there; at most [`PATCH_BYTES_MAX`].
+    pub bytes: Vec<u8>,
 }
 
 /// The source half of a copy. The file must be as large as the geometry says (`Changed` otherwise).
@@ -400,6 +415,8 @@ pub struct SendJob {
     /// Bytes that may be sent before the first grant; at most [`CREDIT_BYTES_MAX`]. A chunk is read once the credit covers
     /// a full one, so an end that never lets it reach `chunk_bytes` waits for ever.
     pub credit_bytes: u64,
+    /// Bytes that are sent as other ones; at most [`PATCHES_MAX`].
+    pub patches: Vec<Patch>,
 }
 
 /// The destination half of a copy. The file must be as large as the geometry says (`Changed` otherwise).

@@ -19,8 +19,8 @@ const ZEROS_TOGETHER_MAX: u64 = 1024;
 
 /// Sends.
 pub fn run(id: u32, job: SendJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(), Failure> {
-    let SendJob { path, geometry, wanted, .. } = job;
-    let image = Image::open(&path, None, geometry, Access::Read)?;
+    let SendJob { path, geometry, wanted, patches, .. } = job;
+    let image = Image::open(&path, None, geometry, Access::Read)?.patched(patches);
     let extents = Extents::new(image.for_extents()?, geometry, wanted);
     let chunk_bytes = u64::from(geometry.chunk_bytes);
     // Chunks wait for the pipe in the pool's buffers: this, and not the credit, is what bounds the memory.

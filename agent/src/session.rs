@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_agent::protocol::{
     CHUNK_STREAMS_MAX, CREDIT_BYTES_MAX, FRAME_HEADER_BYTES, Failure, FailureKind, FrameHeader, FrameKind, Geometry,
-    Message, PIECE_HEADER_BYTES, PREAMBLE, PieceHeader, ProtocolError, RELAYS_MAX, REQUESTS_WAITING_MAX, Reply,
-    Request, SILENCE_SECONDS_MAX, Steer, WANTED_RANGES_MAX, decode_message, decode_request, decode_steer,
+    Message, PATCH_BYTES_MAX, PATCHES_MAX, PIECE_HEADER_BYTES, PREAMBLE, Patch, PieceHeader, ProtocolError, RELAYS_MAX,
+    REQUESTS_WAITING_MAX, Reply, Request, SILENCE_SECONDS_MAX, Steer, WANTED_RANGES_MAX, decode_message,
+    decode_request, decode_steer,
 };
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -292,11 +293,13 @@ impl Hearing {
     fn new_stream(&self, id: u32, request: &Request) -> Result<Result<Option<Stream>, Failure>, Broken> {
         let (kind, stream) = match request {
             Request::HashChunks(job) => {
-                let checked = check_job(job.geometry, &job.wanted);
+                let checked =
+                    check_job(job.geometry, &job.wanted).and_then(|()| check_patches(job.geometry, &job.patches));
                 (job.path.as_str(), checked.map(|()| Stream::Outgoing(Arc::new(Flow::new(0, 0)))))
             }
             Request::SendChunks(job) => {
-                let checked = check_job(job.geometry, &job.wanted);
+                let checked =
+                    check_job(job.geometry, &job.wanted).and_then(|()| check_patches(job.geometry, &job.patches));
                 let flow = Flow::new(job.credit_bytes, CREDIT_BYTES_MAX);
                 (job.path.as_str(), checked.map(|()| Stream::Outgoing(Arc::new(flow))))
             }
@@ -400,4 +403,18 @@ fn check_job(geometry: Geometry, wanted: &[std::ops::Range<u64>]) -> Result<(), 
         .check()
         .and_then(|()| geometry.check_ranges(wanted))
         .map_err(|error| failure(FailureKind::Protocol, error.to_string()))
+}
+
+fn check_patches(geometry: Geometry, patches: &[Patch]) -> Result<(), Failure> {
+    let is_sound = |patch: &Patch| {
+        let end = patch.offset.checked_add(patch.bytes.len() as u64);
+        patch.bytes.len() <= PATCH_BYTES_MAX && end.is_some_and(|end| end <= geometry.image_bytes)
+    };
+    if patches.len() > PATCHES_MAX || !patches.iter().all(is_sound) {
+        return Err(failure(
+            FailureKind::Protocol,
+            "a job with patches that are too many, too large or outside the image",
+        ));
+    }
+    Ok(())
 }

@@ -111,7 +111,10 @@ fn speed() {
         destination.send(STREAM, &Request::ReceiveChunks(ReceiveJob { path: path(&to), inode, geometry }));
         let wanted = std::iter::once(0..geometry.chunk_count()).collect();
         let credit_bytes = RECEIVE_CREDIT_BYTES;
-        source.send(STREAM, &Request::SendChunks(SendJob { path: path(&from), geometry, wanted, credit_bytes }));
+        source.send(
+            STREAM,
+            &Request::SendChunks(SendJob { path: path(&from), geometry, wanted, credit_bytes, patches: Vec::new() }),
+        );
         let onward = Arc::clone(&destination.input);
         let back = Arc::clone(&source.input);
         let forward = thread::spawn(move || {
@@ -145,7 +148,7 @@ fn speed() {
         report(round, "copy", geometry, began, &spent);
         let began = Instant::now();
         let wanted = std::iter::once(0..geometry.chunk_count()).collect();
-        let job = HashJob { path: path(&to), inode: Some(inode), geometry, wanted, reread: true };
+        let job = HashJob { path: path(&to), inode: Some(inode), geometry, wanted, reread: true, patches: Vec::new() };
         destination.send(STREAM, &Request::HashChunks(job));
         while {
             let header = frame(&mut destination.output, &mut buffer);

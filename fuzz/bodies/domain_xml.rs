@@ -20,6 +20,13 @@ pub fn read_domain_xml(data: &[u8]) {
         emulator: Some("/emulator".into()),
         disk_files: definition.images().map(|disk| (disk.index, format!("/new/{}'\"", disk.index))).collect(),
         variables: Some("/new/'variables'".into()),
+        chain_files: definition
+            .images()
+            .filter_map(|disk| {
+                let layers = disk.chain.as_ref()?.len();
+                Some((disk.index, (0..layers).map(|layer| format!("/new/layer{layer}'")).collect()))
+            })
+            .collect(),
         emptied: definition.media().map(|disk| disk.index).collect(),
         macs: (0..definition.interfaces.len()).map(|index| (index, format!("52:54:00:00:00:{index:02x}"))).collect(),
         networks: definition

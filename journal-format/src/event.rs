@@ -207,6 +207,8 @@ pub enum OutcomeV1 {
         inode: Inode,
         /// Plain BLAKE3 of the image.
         root: ChunkValue,
+        /// Plain BLAKE3 of the source's image: another one where the copy names another image below.
+        source_root: ChunkValue,
         /// The source's size and mtime that these bytes belong to.
         source_size: u64,
         /// Nanoseconds since 1970.

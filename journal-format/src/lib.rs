@@ -20,7 +20,7 @@ pub use identity::{ChunkValue, ControllerId, DomainUuid, Epoch, Inode, TxnId, Un
 pub use ledger::{LedgerError, LedgerSeal};
 pub use owner::{DirectionV1, OwnerError, OwnerV1, SlotError};
 pub use plan::{
-    CleanUpStepV1, DirectoryV1, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, NewDirectoryV1, OptionsV1, PatchV1,
+    BackingV1, CleanUpStepV1, DirectoryV1, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, NewDirectoryV1, OptionsV1,
     PlanV1, RequestV1, SourceStampV1, StepV1,
 };
 pub use wire::VALUE_BYTES_MAX;

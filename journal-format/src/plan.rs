@@ -141,8 +141,8 @@ pub struct ImageV1 {
     pub mode: u32,
     /// Owner and group by number on the destination.
     pub owner: (u32, u32),
-    /// Bytes that are other ones in the copy, ascending and disjoint: references to images that have another path there.
-    pub patches: Vec<PatchV1>,
+    /// The image below it in its chain; `None`: it stands alone.
+    pub backing: Option<BackingV1>,
 }
 
 /// What of a VM a file is. `Display` gives its word in messages and marks, which no two images of a plan share.
@@ -182,13 +182,13 @@ impl fmt::Display for ImageRoleV1 {
     }
 }
 
-/// Bytes of an image that are not the source's in the copy.
+/// A reference from one image of a chain to the one below, as the headers name it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PatchV1 {
-    /// Where, in bytes from the beginning of the image.
-    pub offset: u64,
-    /// What stands there in the copy.
-    pub bytes: Vec<u8>,
+pub struct BackingV1 {
+    /// In the source's image. Another one there means another chain.
+    pub source: String,
+    /// In the copy, which is written with this one.
+    pub clone: String,
 }
 
 /// What tells whether a source's image changed: size and mtime do, ctime alone only makes it re-hash.

@@ -137,8 +137,19 @@ pub struct Disk {
     pub shareable: bool,
     /// Has `<transient/>`.
     pub transient: bool,
+    /// What the definition says lies below its image, from the top down; `None`: it leaves that to the images.
+    pub chain: Option<Vec<ChainLayer>>,
     /// Whether the domain may start without it: `mandatory`, `requisite`, `optional`.
     pub startup_policy: Option<String>,
+}
+
+/// An image below a disk's own, as a definition names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainLayer {
+    /// Its file.
+    pub path: String,
+    /// Its format, as written.
+    pub format: Option<String>,
 }
 
 impl Disk {
@@ -425,8 +436,22 @@ fn read_disk(index: usize, node: Node<'_, '_>) -> Result<Disk, DomainError> {
         readonly: child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         transient: child(node, "transient").is_some(),
+        chain: child(node, "backingStore").map(read_chain),
         startup_policy: source.and_then(|source| attribute(source, "startupPolicy")),
     })
+}
+
+/// Layers in files, from the top down; what is no file ends the list, and `carry` names it.
+fn read_chain(store: Node<'_, '_>) -> Vec<ChainLayer> {
+    let mut layers = Vec::new();
+    let mut next = Some(store);
+    while let Some(store) = next {
+        let Some(path) = child(store, "source").and_then(|source| attribute(source, "file")) else { break };
+        let format = child(store, "format").and_then(|format| attribute(format, "type"));
+        layers.push(ChainLayer { path, format });
+        next = child(store, "backingStore");
+    }
+    layers
 }
 
 fn read_disk_source(kind: &str, source: Option<Node<'_, '_>>) -> DiskSource {

@@ -17,7 +17,7 @@ mod xml;
 pub use carry::{Carriage, Uncarried, uncarried, uncarried_image};
 pub use compare::{ReadBackError, read_back, same};
 pub use definition::{
-    Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,
+    ChainLayer, Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,
 };
 pub use metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 pub use name::{DomainName, NameError};

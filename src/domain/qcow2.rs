@@ -143,6 +143,26 @@ impl Header {
     }
 }
 
+/// The bytes of a header that are other ones when the image below is called `name`, by their place. `head`: what
+/// `Header::read` takes.
+pub fn renamed_backing(head: &[u8], name: &str) -> Result<Vec<(u64, Vec<u8>)>, Qcow2Error> {
+    let header = Header::read(head)?;
+    let input = Input(&head[..head.len().min(HEADER_READ_BYTES)]);
+    let (offset, length) = (input.u64(8, "backing file")?, input.u32(16, "backing file")? as usize);
+    let too_long = Qcow2Error::BadField { what: "room for the backing file's name", value: name.len() as u64 };
+    // The rest of the first cluster belongs to nothing else.
+    let start = usize::try_from(offset).map_err(|_| too_long.clone())?;
+    let end = start.checked_add(name.len()).ok_or_else(|| too_long.clone())?;
+    let room = (1_usize << header.cluster_bits).min(input.0.len());
+    if offset == 0 || name.len() > BACKING_NAME_BYTES_MAX || end > room {
+        return Err(too_long);
+    }
+    let bytes = u32::try_from(name.len()).map_err(|_| too_long)?;
+    let mut text = name.as_bytes().to_vec();
+    text.resize(text.len().max(length), 0);
+    Ok(vec![(16, bytes.to_be_bytes().to_vec()), (offset, text)])
+}
+
 /// Where the header names another image. QEMU keeps the name within the first cluster, right behind the extensions.
 fn read_backing(input: &Input<'_>, offset: u64) -> Result<Option<String>, Qcow2Error> {
     let length = input.u32(16, "backing file")? as usize;

@@ -46,6 +46,8 @@ pub struct Rewrite {
     pub emulator: Option<String>,
     /// Image files, by the index of the disk.
     pub disk_files: BTreeMap<usize, String>,
+    /// Files below a disk's own image, from the top down, by the index of the disk; as many as the definition names.
+    pub chain_files: BTreeMap<usize, Vec<String>>,
     /// Drives that are emptied, by the index of the disk.
     pub emptied: BTreeSet<usize>,
     /// The file of the UEFI variables; made explicit where the definition names none.
@@ -166,7 +168,12 @@ fn rewrite_devices(
     rewrite: &Rewrite,
 ) -> Result<(), DomainError> {
     let plugs = !rewrite.macs.is_empty() || !rewrite.networks.is_empty();
-    if rewrite.emulator.is_none() && rewrite.disk_files.is_empty() && rewrite.emptied.is_empty() && !plugs {
+    if rewrite.emulator.is_none()
+        && rewrite.disk_files.is_empty()
+        && rewrite.chain_files.is_empty()
+        && rewrite.emptied.is_empty()
+        && !plugs
+    {
         return Ok(());
     }
     let devices = required(domain, "devices")?;
@@ -185,6 +192,14 @@ fn rewrite_devices(
             return Err(missing());
         }
         edits.set_attribute(source, "file", file)?;
+    }
+    for (index, files) in &rewrite.chain_files {
+        let missing = || DomainError::NoSuchTarget { what: format!("the chain of disk {index} (counted from 0)") };
+        let mut above = named(devices, "disk").nth(*index).ok_or_else(missing)?;
+        for file in files {
+            above = child(above, "backingStore").ok_or_else(missing)?;
+            edits.set_attribute(child(above, "source").ok_or_else(missing)?, "file", file)?;
+        }
     }
     for index in &rewrite.emptied {
         let missing = || DomainError::NoSuchTarget { what: format!("a medium in disk {index} (counted from 0)") };

@@ -321,6 +321,10 @@ fn must_be_carried(context: &Context, image: &ImageV1) -> Result<(), Failure> {
         Failure::turn_back(format!("{} on {}: {what}", image.source_path, source.name()), "clone again: it says more")
     };
     let header = Header::read(&head).map_err(|error| refuse(error.to_string()))?;
+    if header.backing_file.as_deref() != image.backing.as_ref().map(|backing| backing.source.as_str()) {
+        let now = header.backing_file.unwrap_or_else(|| "nothing".to_owned());
+        return Err(refuse(format!("it is on top of {now} now")));
+    }
     match uncarried_image(&image.role.to_string(), &header).blockers.first() {
         Some(found) => Err(refuse(format!("{}: {}", found.what, found.why))),
         None => Ok(()),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use journal_format::{ChunkRecordV1, ChunkState};
 use kvm_clone_agent::protocol::{
-    CREDIT_BYTES_MAX, Geometry, HashJob as WireHashJob, Message, PUNCH_CREDIT_BYTES, RECEIVE_CREDIT_BYTES, ReceiveJob,
-    Request, SendJob, WANTED_RANGES_MAX,
+    CREDIT_BYTES_MAX, Geometry, HashJob as WireHashJob, Message, PUNCH_CREDIT_BYTES, Patch, RECEIVE_CREDIT_BYTES,
+    ReceiveJob, Request, SendJob, WANTED_RANGES_MAX,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -65,6 +65,7 @@ pub(super) async fn hash(
             geometry: geometry(job.geometry),
             wanted: wanted.to_vec(),
             reread: job.reread,
+            patches: patches(&job.patches),
         });
         let mut stream = client.open(&request, &operation, 0)?;
         loop {
@@ -122,6 +123,10 @@ enum Notice {
     Zeros(Range<u64>),
 }
 
+fn patches(patches: &[crate::world::Patch]) -> Vec<Patch> {
+    patches.iter().map(|patch| Patch { offset: patch.offset, bytes: patch.bytes.clone() }).collect()
+}
+
 async fn copy_part(
     source: &Client,
     destination: &Client,
@@ -139,6 +144,7 @@ async fn copy_part(
         geometry,
         wanted: wanted.to_vec(),
         credit_bytes: COPY_CREDIT_BYTES,
+        patches: patches(&job.patches),
     });
     let send = source.open(&send, &operation, 0)?;
     let (notices, notice_queue) = mpsc::channel(NOTICES_MAX);

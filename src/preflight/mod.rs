@@ -72,6 +72,8 @@ pub enum BlockerKind {
     DiskKind,
     /// A qcow2 disk has a header that is none.
     DiskHeader,
+    /// What a disk's image is on top of cannot be carried.
+    Chain,
     /// A domain of the clone's name exists.
     NameTaken,
     /// A transaction of this controller has reserved the clone's name.

@@ -6,7 +6,7 @@ use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
 use crate::domain::{Carriage, uncarried, uncarried_image};
 use crate::shell::shell_word;
-use crate::survey::{ImageFacts, SourceFile, SourceImage, Survey};
+use crate::survey::{Below, ImageFacts, SourceFile, SourceImage, Survey};
 use crate::world::{DomainState, FileKind};
 
 pub(super) fn check(report: &mut Report, survey: &Survey) {
@@ -91,6 +91,14 @@ fn take(report: &mut Report, survey: &Survey, carriage: Carriage) {
 fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile) {
     let host = survey.source.name.as_str();
     let (what, path) = (file.what(), &file.path);
+    if let Below::Refused(why) = &file.below {
+        report.block(
+            BlockerKind::Chain,
+            host,
+            format!("{host}: {what}: {path}: {why}."),
+            "Correct the reference, or put it all into one image: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW.",
+        );
+    }
     match &file.image {
         SourceImage::Missing => report.block(
             BlockerKind::DiskMissing,

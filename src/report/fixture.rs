@@ -60,7 +60,7 @@ pub fn plan() -> PlanV1 {
             final_path: "/srv/vm/web01_clone-vda.qcow2".to_owned(),
             mode: 0o600,
             owner: (0, 0),
-            patches: Vec::new(),
+            backing: None,
         }],
         pools: Vec::new(),
         steps: vec![
@@ -134,6 +134,7 @@ fn outcome(step: u32) -> OutcomeV1 {
         3 => OutcomeV1::Transferred {
             inode: Inode(7),
             root: ChunkValue([0xab; 32]),
+            source_root: ChunkValue([0xab; 32]),
             source_size: DISK_BYTES,
             source_mtime_ns: 1,
             mtime_ns: 2,

@@ -164,7 +164,7 @@ pub(super) fn is_ours(context: &Context, domain: &DomainFacts) -> bool {
 pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Failure> {
     let mut disks = Vec::new();
     for (index, image) in (0u32..).zip(&context.plan.images) {
-        let Some(OutcomeV1::Transferred { root, source_size, source_mtime_ns, mtime_ns, .. }) =
+        let Some(OutcomeV1::Transferred { source_root, source_size, source_mtime_ns, mtime_ns, .. }) =
             context.outcome_of(StepV1::TransferImage { image: index })
         else {
             return Err(Failure::stop(None, format!("{} transferred", image.role), "no record of its transfer"));
@@ -172,7 +172,7 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         let source = ImageMark { size: *source_size, mtime_ns: *source_mtime_ns };
         disks.push(DiskMark {
             target: image.role.to_string(),
-            source: SourceMark { image: source, root: *root },
+            source: SourceMark { image: source, root: *source_root },
             clone: ImageMark { size: *source_size, mtime_ns: *mtime_ns },
         });
     }
@@ -203,6 +203,7 @@ pub fn transfers_of_mark(context: &Context) -> Result<Vec<(StepV1, OutcomeV1)>, 
             // Without its staged name nobody asks for it: it tells whether that one is still the same file.
             inode: staged.map_or(Inode(0), |staged| staged.inode),
             root: marked.source.root,
+            source_root: marked.source.root,
             source_size: marked.source.image.size,
             source_mtime_ns: marked.source.image.mtime_ns,
             mtime_ns: marked.clone.mtime_ns,

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use journal_format::{ChunkState, EventV1, OutcomeV1, SourceStampV1, StepV1};
+use journal_format::{ChunkState, ChunkValue, EventV1, OutcomeV1, SourceStampV1, StepV1};
 
 use super::{Applied, Context, Probe, Step};
+use crate::domain::qcow2::{HEADER_READ_BYTES, renamed_backing};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::transfer::{self, CompareSink, LedgerSink, manifest};
-use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, ZeroChunks};
+use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, Patch, ZeroChunks};
 
 pub(super) struct TransferImage {
     pub(super) image: u32,
@@ -48,6 +49,7 @@ impl Step for TransferImage {
         let wanted = transfer::missing(geometry, &ledger);
         let missing_bytes = transfer::bytes_of(geometry, &wanted);
         let to_inode = self.right_size(context, geometry)?.inode;
+        let patches = patches(context, self.image)?;
         let image = context.image(self.image)?;
         let source = context.recorder.history().sources.get(self.image as usize);
         let job = CopyJob {
@@ -56,6 +58,7 @@ impl Step for TransferImage {
             to_inode,
             geometry,
             wanted,
+            patches: patches.clone(),
             // What was sent before, and is not in the ledger, may lie under what is zero now.
             zero_chunks: if source.is_some_and(|source| source.changed) || reopened {
                 ZeroChunks::Punch
@@ -73,12 +76,15 @@ impl Step for TransferImage {
         let summary = copied?;
         context.destination.sync(&job.to)?;
 
-        let root = manifest::root(geometry, &context.recorder.chunks(self.image)?);
+        let ledger = context.recorder.chunks(self.image)?;
+        let root = manifest::root(geometry, &ledger);
+        let source_root = self.source_root(context, geometry, ledger, &patches)?;
         let stat = self.staged(context)?;
         let stamp = self.stamp(context)?;
         Ok(Applied::Done(OutcomeV1::Transferred {
             inode: stat.inode,
             root,
+            source_root,
             source_size: stamp.size,
             source_mtime_ns: stamp.mtime_ns,
             mtime_ns: stat.mtime_ns,
@@ -145,6 +151,28 @@ impl TransferImage {
         Ok(context.recorder.append(context.world.now(), event)?)
     }
 
+    /// The root of the source's own image, whose header may name another one below than the copy's does.
+    fn source_root(
+        &self,
+        context: &Context,
+        geometry: ChunkGeometry,
+        mut ledger: BTreeMap<u64, ChunkState>,
+        patches: &[Patch],
+    ) -> Result<ChunkValue, Failure> {
+        let chunk_bytes = u64::from(geometry.chunk_bytes);
+        let touched = patches.iter().flat_map(|patch| {
+            let last = patch.offset + (patch.bytes.len() as u64).saturating_sub(1);
+            patch.offset / chunk_bytes..=last / chunk_bytes
+        });
+        let wanted = transfer::ranges_of(touched.collect::<BTreeSet<_>>());
+        if !wanted.is_empty() {
+            let path = context.image(self.image)?.source_path.clone();
+            let job = HashJob { path, inode: None, geometry, wanted, patches: Vec::new(), reread: false };
+            context.source()?.hash_chunks(&job, &mut transfer::GatherSink(&mut ledger))?;
+        }
+        Ok(manifest::root(geometry, &ledger))
+    }
+
     /// Re-reads what the ledger says is on the destination and takes out what is not.
     fn drop_unproven(&self, context: &mut Context) -> Result<(), Failure> {
         let mut ledger = context.recorder.chunks(self.image)?;
@@ -168,14 +196,14 @@ impl TransferImage {
         origin: Origin,
     ) -> Result<BTreeSet<u64>, Failure> {
         let image = context.image(self.image)?;
-        let (host, path) = match origin {
-            Origin::Source => (context.source()?, image.source_path.clone()),
-            Origin::Destination => (context.destination.clone(), image.staging_path.clone()),
+        let (host, path, patches) = match origin {
+            Origin::Source => (context.source()?, image.source_path.clone(), patches(context, self.image)?),
+            Origin::Destination => (context.destination.clone(), image.staging_path.clone(), Vec::new()),
         };
         let step = context.place_of(StepV1::TransferImage { image: self.image })?;
         let wanted = transfer::ranges_of(ledger.keys().copied());
         let bytes = transfer::bytes_of(geometry, &wanted);
-        let job = HashJob { path, inode: None, geometry, wanted, reread: origin == Origin::Destination };
+        let job = HashJob { path, inode: None, geometry, wanted, patches, reread: origin == Origin::Destination };
         let mut sink = CompareSink::new(&mut context.recorder, step, ledger, geometry, bytes);
         host.hash_chunks(&job, &mut sink)?;
         Ok(sink.differing)
@@ -186,6 +214,20 @@ impl TransferImage {
 enum Origin {
     Source,
     Destination,
+}
+
+/// The bytes by which the copy names another image below than the source's does. The header is read anew: who changed
+/// the image may have moved them.
+fn patches(context: &Context, image: u32) -> Result<Vec<Patch>, Failure> {
+    let planned = context.image(image)?;
+    let Some(backing) = &planned.backing else { return Ok(Vec::new()) };
+    let source = context.source()?;
+    let head = source.read(&planned.source_path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
+    let renamed = renamed_backing(&head, &backing.clone).map_err(|error| {
+        let what = format!("{} on {}: {error}", planned.source_path, source.name());
+        Failure::turn_back(what, "look at it with `qemu-img check`, then clone again")
+    })?;
+    Ok(renamed.into_iter().map(|(offset, bytes)| Patch { offset, bytes }).collect())
 }
 
 /// The source's image as it is now.

@@ -56,6 +56,7 @@ impl Step for VerifyImage {
             inode: Some(stat.inode),
             geometry,
             wanted: std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect(),
+            patches: Vec::new(),
             reread: true,
         };
         let mut sink = CompareSink::new(&mut context.recorder, step, &ledger, geometry, geometry.image_bytes);

@@ -2,13 +2,12 @@
 //! carried only fit code like that of the source.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
+use journal_format::ChunkValue;
 
 use crate::domain::documents;
-use crate::transfer::manifest;
-use crate::world::{ChunkGeometry, ChunkSink, Fault, HashJob, Host, SinkClosed};
+use crate::transfer::{GatherSink, manifest};
+use crate::world::{ChunkGeometry, Fault, HashJob, Host};
 
 /// More than any firmware has.
 const CODE_BYTES_MAX: u64 = 64 << 20;
@@ -40,24 +39,9 @@ pub(super) fn look(host: &dyn Host, command: &str) -> Result<Option<FirmwareFact
 fn root_of(host: &dyn Host, path: &str, bytes: u64) -> Result<ChunkValue, Fault> {
     let geometry = ChunkGeometry { image_bytes: bytes, chunk_bytes: CHUNK_BYTES };
     let wanted = std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect();
-    let job = HashJob { path: path.to_owned(), inode: None, geometry, wanted, reread: false };
-    let mut values = Values::default();
-    host.hash_chunks(&job, &mut values)?;
-    Ok(manifest::root(geometry, &values.0))
-}
-
-/// Keeps the values; at most `CODE_BYTES_MAX / CHUNK_BYTES` of them.
-#[derive(Default)]
-struct Values(BTreeMap<u64, ChunkState>);
-
-impl ChunkSink for Values {
-    fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
-        self.0.extend(records.iter().map(|record| (record.index, record.state)));
-        Ok(())
-    }
-
-    fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
-        self.0.extend(chunks.map(|index| (index, ChunkState::Zero)));
-        Ok(())
-    }
+    let job = HashJob { path: path.to_owned(), inode: None, geometry, wanted, patches: Vec::new(), reread: false };
+    // At most `CODE_BYTES_MAX / CHUNK_BYTES` of them.
+    let mut values = BTreeMap::new();
+    host.hash_chunks(&job, &mut GatherSink(&mut values))?;
+    Ok(manifest::root(geometry, &values))
 }

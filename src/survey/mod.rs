@@ -2,6 +2,7 @@
 //! judges: what is odd is written down as a fact, and `preflight` says what it means.
 
 mod accounts;
+mod chain;
 mod destination;
 mod firmware;
 mod neighbours;
@@ -77,6 +78,24 @@ pub struct SourceFile {
     pub path: String,
     /// What is there.
     pub image: SourceImage,
+    /// What lies below it in a chain of images.
+    pub below: Below,
+}
+
+/// What an image is on top of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Below {
+    /// Nothing.
+    Nothing,
+    /// Another image.
+    Image {
+        /// The reference in its header, as written.
+        reference: String,
+        /// The place of that image among the VM's files.
+        file: usize,
+    },
+    /// Something that cannot be carried; why.
+    Refused(String),
 }
 
 /// Who may do what in a directory.

@@ -95,7 +95,14 @@ pub(crate) fn disk(index: usize, target: &str, format: ImageFormat, path: &str, 
     stat.allocated = allocated;
     let image = ImageFacts { path: path.to_owned(), stat, owner: owner_names(), head };
     let role = ImageRoleV1::Disk { target: target.into() };
-    SourceFile { role, index: Some(index), format, path: path.into(), image: SourceImage::Readable(image) }
+    SourceFile {
+        role,
+        index: Some(index),
+        format,
+        path: path.into(),
+        image: SourceImage::Readable(image),
+        below: Below::Nothing,
+    }
 }
 
 pub(crate) fn host_facts(machine: &str) -> HostFacts {

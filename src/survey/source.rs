@@ -2,8 +2,8 @@
 
 use super::accounts::Accounts;
 use super::neighbours::neighbours;
-use super::{DirectoryAttributes, ImageFacts, SourceFile, SourceImage, SourceSurvey, SurveyError};
-use super::{firmware, words_of_refusal};
+use super::{Below, DirectoryAttributes, ImageFacts, SourceFile, SourceImage, SourceSurvey, SurveyError};
+use super::{chain, firmware, words_of_refusal};
 use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::qcow2::HEADER_READ_BYTES;
@@ -32,6 +32,12 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         .chain(media)
         .map(|(role, index, path, format)| look_at_file(host, &accounts, role, index, path, format))
         .collect::<Result<Vec<_>, Fault>>()?;
+    for disk in definition.images() {
+        let top = files.iter().position(|file| file.index == Some(disk.index));
+        if let Some(top) = top {
+            chain::follow(host, &accounts, &mut files, top, disk.chain.as_deref())?;
+        }
+    }
     // A VM that was never started has neither of these files yet; libvirt makes them then, as it will for the clone.
     let is_there = |file: &SourceFile| !matches!(file.image, SourceImage::Missing);
     if let Some(Variables { path, format }) = &definition.os.variables {
@@ -93,7 +99,7 @@ fn find_vm(host: &dyn Host, selector: &VmSelector) -> Result<DomainFacts, Survey
     Err(SurveyError::NoSuchVm { host: host.name(), vm: selector.clone(), known })
 }
 
-fn look_at_file(
+pub(super) fn look_at_file(
     host: &dyn Host,
     accounts: &Accounts,
     role: ImageRoleV1,
@@ -115,7 +121,7 @@ fn look_at_file(
             _ => SourceImage::Unreadable(fault.detail),
         },
     };
-    Ok(SourceFile { role, index, format, path: path.to_owned(), image })
+    Ok(SourceFile { role, index, format, path: path.to_owned(), image, below: Below::Nothing })
 }
 
 /// What is behind a path; `None` when nothing is.

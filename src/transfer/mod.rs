@@ -149,6 +149,21 @@ impl ChunkSink for CompareSink<'_, '_> {
     }
 }
 
+/// Gathers what is read, in place of what was known.
+pub struct GatherSink<'r>(pub &'r mut BTreeMap<u64, ChunkState>);
+
+impl ChunkSink for GatherSink<'_> {
+    fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        self.0.extend(records.iter().map(|record| (record.index, record.state)));
+        Ok(())
+    }
+
+    fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
+        self.0.extend(chunks.map(|index| (index, ChunkState::Zero)));
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

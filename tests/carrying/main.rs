@@ -93,3 +93,83 @@ fn a_medium_is_emptied_kept_or_copied_and_never_silently() {
     let kept = cloned_with_cd(&lab, "there", &[]);
     assert!(kept.contains("<source file='/srv/iso/there.iso'/>"), "{kept}");
 }
+
+/// A disk on top of two images, the middle one named by its name alone, the lowest in full.
+fn define_chain(host: &Host, name: &str) {
+    let images = "/var/lib/libvirt/images";
+    let make = |arguments: &[&str]| host.run([&["qemu-img", "create", "-q", "-f", "qcow2"], arguments].concat());
+    let write = |image: &str, place: &str, byte: &str| {
+        host.run(["qemu-io", "-f", "qcow2", "-c", &format!("write -P {byte} {place} 64k"), image]);
+    };
+    let path = |layer: &str| format!("{images}/{name}-{layer}");
+    host.run(["cp", "--sparse=always", "/etc/libvirt/qemu.conf", &path("base.img")]);
+    host.run(["truncate", "--size", "2M", &path("base.img")]);
+    make(&["-b", &path("base.img"), "-F", "raw", &path("middle.qcow2")]);
+    write(&path("middle.qcow2"), "512k", "0x21");
+    make(&["-b", &format!("{name}-middle.qcow2"), "-F", "qcow2", &path("top.qcow2")]);
+    write(&path("top.qcow2"), "1M", "0x42");
+    host.run(["qemu-img", "snapshot", "-c", "kept", &path("top.qcow2")]);
+    host.define_xml(&Vm::new(name).disk(Disk::qcow2(MIB).at(&path("top.qcow2"))).definition());
+}
+
+#[test]
+fn a_chain_arrives_whole_and_stands_on_its_own_layers() {
+    let lab = Lab::up();
+    define_chain(lab.a(), "chain");
+    let before = lab.a().outside();
+    let controller = lab.controller();
+    controller.run(["run", "a", "b", "chain"]).expect(0);
+    before.assert_same(&lab.a().outside(), "the source after the clone");
+
+    let images = "/var/lib/libvirt/images";
+    let top = format!("{images}/chain_clone-vda.qcow2");
+    let info = lab.b().run(["qemu-img", "info", "--backing-chain", &top]);
+    for line in [
+        "backing file: chain_clone-vda-base1.qcow2 (actual path: /var/lib/libvirt/images/chain_clone-vda-base1.qcow2)",
+        "backing file: /var/lib/libvirt/images/chain_clone-vda-base2.img",
+        "kept",
+    ] {
+        assert!(info.contains(line), "{line} is missing from:\n{info}");
+    }
+    lab.b().run(["qemu-img", "check", "-q", &top]);
+    // What the guest sees, byte for byte.
+    let seen = |host: &Host, top: &str| {
+        host.run(["qemu-img", "convert", "-O", "raw", top, "/run/seen.img"]);
+        let hash = host.blake3("/run/seen.img");
+        std::fs::remove_file(host.path("/run/seen.img")).unwrap();
+        hash
+    };
+    assert_eq!(seen(lab.b(), &top), seen(lab.a(), &format!("{images}/chain-top.qcow2")));
+    assert_eq!(
+        lab.b().blake3(format!("{images}/chain_clone-vda-base2.img")),
+        lab.a().blake3(format!("{images}/chain-base.img"))
+    );
+
+    // On the source's own host nothing of the source is reached.
+    controller.run(["run", "a", "a", "chain", "--new-name", "beside"]).expect(0);
+    let info = lab.a().run(["qemu-img", "info", "--backing-chain", &format!("{images}/beside-vda.qcow2")]);
+    assert!(!info.contains("chain-"), "{info}");
+}
+
+#[test]
+fn a_chain_that_cannot_be_followed_is_refused_by_name() {
+    let lab = Lab::up();
+    define_chain(lab.a(), "chain");
+    let before = lab.outside();
+    lab.a().run([
+        "qemu-img",
+        "rebase",
+        "-u",
+        "-b",
+        "nbd://elsewhere/x",
+        "-F",
+        "raw",
+        "/var/lib/libvirt/images/chain-middle.qcow2",
+    ]);
+    let refused = lab.controller().run(["run", "a", "b", "chain"]).expect(5);
+    refused.says(&["the chain below disk vda", "nbd://elsewhere/x", "not the name of a file"]);
+    lab.a().run(["rm", "/var/lib/libvirt/images/chain-middle.qcow2"]);
+    let refused = lab.controller().run(["run", "a", "b", "chain"]).expect(5);
+    refused.says(&["the chain below disk vda", "chain-middle.qcow2 does not exist"]);
+    before.1.assert_same(&lab.b().outside(), "the destination after refusals");
+}

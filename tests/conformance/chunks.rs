@@ -6,13 +6,14 @@ use std::ops::Range;
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
 use kvm_clone::transfer::manifest;
 use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, HashJob, Side, SinkClosed, ZeroChunks,
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, HashJob, Patch, Side, SinkClosed, ZeroChunks,
 };
 
 use super::{Ground, Owner, assert_kind, bytes, cases, kind, other};
 
 cases![
     values_of_chunks_make_the_root_of_the_image,
+    patches_are_hashed_and_copied,
     only_wanted_chunks_are_hashed,
     hashing_needs_the_inode,
     a_copy_is_the_image_and_stays_sparse,
@@ -86,7 +87,14 @@ impl ChunkSink for Seen {
 
 fn hash_job(path: &str, image_bytes: u64) -> HashJob {
     let geometry = ChunkGeometry { image_bytes, chunk_bytes: CHUNK_BYTES };
-    HashJob { path: path.to_owned(), inode: None, geometry, wanted: vec![0..geometry.chunk_count()], reread: false }
+    HashJob {
+        path: path.to_owned(),
+        inode: None,
+        geometry,
+        wanted: vec![0..geometry.chunk_count()],
+        reread: false,
+        patches: Vec::new(),
+    }
 }
 
 fn values_of_chunks_make_the_root_of_the_image(ground: &dyn Ground) {
@@ -107,6 +115,32 @@ fn values_of_chunks_make_the_root_of_the_image(ground: &dyn Ground) {
             assert!(seen.chunks.values().filter(|state| zeros(state)).count() <= 1, "holes are reported as holes");
         }
     }
+}
+
+/// Bytes that are to be other ones, over the border of two chunks and within one, are hashed and copied as such.
+fn patches_are_hashed_and_copied(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let mut job = copy_job(&owner, ground, ZeroChunks::Skip);
+    let (size, extents) = odd_image();
+    let mut expected = flat(size, &extents);
+    // Chunk 3 is all zeros but for its last two bytes then.
+    for (offset, bytes) in [(5, vec![0x11; 3]), (4 * u64::from(CHUNK_BYTES) - 2, vec![0x22; 5])] {
+        let at = usize::try_from(offset).unwrap();
+        expected[at..at + bytes.len()].copy_from_slice(&bytes);
+        job.patches.push(Patch { offset, bytes });
+    }
+    let mut seen = Seen::default();
+    ground.world().copy_chunks(&job, &mut seen).unwrap();
+    let root = ChunkValue(*blake3::hash(&expected).as_bytes());
+    assert_eq!(manifest::root(job.geometry, &seen.chunks), root);
+    let mut read_back = Seen::default();
+    owner.host.hash_chunks(&HashJob { reread: true, ..hash_job(&job.to, size) }, &mut read_back).unwrap();
+    assert_eq!(manifest::root(job.geometry, &read_back.chunks), root);
+    let source = ground.world().connect(Side::Source).unwrap();
+    let patched = HashJob { patches: job.patches.clone(), ..hash_job(&job.from, size) };
+    let mut hashed = Seen::default();
+    source.hash_chunks(&patched, &mut hashed).unwrap();
+    assert_eq!(manifest::root(job.geometry, &hashed.chunks), root);
 }
 
 fn only_wanted_chunks_are_hashed(ground: &dyn Ground) {
@@ -150,6 +184,7 @@ fn copy_job(owner: &Owner, ground: &dyn Ground, zero_chunks: ZeroChunks) -> Copy
         to_inode,
         geometry,
         wanted: vec![0..geometry.chunk_count()],
+        patches: Vec::new(),
         zero_chunks,
         bandwidth_limit_bytes_per_second: None,
     }

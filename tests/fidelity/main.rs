@@ -9,7 +9,7 @@ mod refusals;
 mod rewriting;
 mod seeds;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use journal_format::{ChunkValue, ControllerId, DomainUuid, TxnId};
@@ -84,6 +84,7 @@ fn whole_rewrite(definition: &Definition) -> Rewrite {
         title: Change::Set("Unfinished clone".into()),
         emulator: Some("/usr/bin/qemu-system-x86_64".into()),
         disk_files: disk_files.collect(),
+        chain_files: BTreeMap::new(),
         emptied: BTreeSet::new(),
         // One that is named nowhere would be made, and could not be taken back.
         variables: definition

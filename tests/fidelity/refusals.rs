@@ -47,7 +47,7 @@ fn disks() {
         |more: &str| disk(plain, &format!("<driver name='qemu' type='qcow2'/><source file='/i/b.img'>{more}</source>"));
     for (devices, expected) in [
         (
-            inside("<backingStore type='file'><format type='raw'/><source file='/i/base'/></backingStore>"),
+            inside("<backingStore type='block'><format type='raw'/><source dev='/dev/vg/base'/></backingStore>"),
             "disk vdb: a backing chain",
         ),
         (
@@ -193,6 +193,14 @@ fn other_devices() {
             "<vsock model='virtio'><cid auto='no' address='3'/></vsock>",
             "device <vsock>: a fixed address for vsock (CID 3)",
         ),
+    ] {
+        assert_refused(&vm("", "", device), expected);
+    }
+}
+
+#[test]
+fn consoles_and_channels() {
+    for (device, expected) in [
         (
             "<serial type='file'><source path='/var/log/a'/><target port='0'/></serial>",
             "device <serial>: a file of the host (path=/var/log/a)",

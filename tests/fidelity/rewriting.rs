@@ -137,6 +137,7 @@ fn a_rewrite_and_its_opposite_give_the_same_bytes() {
             title: before.title.clone().map_or(Change::Remove, Change::Set),
             emulator: before.emulator.clone(),
             disk_files: files.collect(),
+            chain_files: BTreeMap::new(),
             emptied: BTreeSet::new(),
             variables: before.os.variables.clone().and_then(|variables| variables.path),
             macs: macs.collect(),

@@ -63,6 +63,7 @@ pub fn job(pair: &Pair, size: u64, inode: Inode) -> CopyJob {
         to_inode: inode,
         geometry,
         wanted: vec![0..geometry.chunk_count()],
+        patches: Vec::new(),
         zero_chunks: ZeroChunks::Skip,
         bandwidth_limit_bytes_per_second: None,
     }
@@ -106,6 +107,7 @@ fn copies_whole(pair: &Pair) {
             inode: None,
             geometry: job.geometry,
             wanted: job.wanted.clone(),
+            patches: Vec::new(),
             reread: true,
         };
         host.hash_chunks(&hash_job, &mut hashed).unwrap();

@@ -2,7 +2,7 @@
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode};
 use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Side, World,
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Patch, Side, World,
     ZeroChunks,
 };
 
@@ -35,8 +35,9 @@ fn read_chunk(
     inode: Option<Inode>,
     geometry: ChunkGeometry,
     chunk: u64,
+    patches: &[Patch],
 ) -> Result<(Vec<u8>, bool), Fault> {
-    let owned = path.to_owned();
+    let (owned, patches) = (path.to_owned(), patches.to_vec());
     host.look(&|| format!("read chunk {chunk} of {path}"), move |machine, _| {
         let stat = machine.files.stat(&owned).ok_or((FaultKind::NotFound, "no such file".to_owned()))?;
         if inode.is_some_and(|inode| inode != stat.inode) || stat.size != geometry.image_bytes {
@@ -45,7 +46,13 @@ fn read_chunk(
         let start = chunk * u64::from(geometry.chunk_bytes);
         let content = machine.files.content(&owned).ok_or((FaultKind::Unsupported, "not a file".to_owned()))?;
         let len = geometry.chunk_len(chunk);
-        Ok((content.read(start, len), content.is_hole(&(start..start + len))))
+        let mut bytes = content.read(start, len);
+        for (at, byte) in patches.iter().flat_map(|patch| (patch.offset..).zip(&patch.bytes)) {
+            if let Some(place) = at.checked_sub(start).and_then(|at| bytes.get_mut(usize::try_from(at).unwrap())) {
+                *place = *byte;
+            }
+        }
+        Ok((bytes, content.is_hole(&(start..start + len))))
     })
 }
 
@@ -55,7 +62,7 @@ pub fn hash(host: &SimHost, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(
     let closed = || host.fault(&operation, FaultKind::Sink, "the caller wants no more");
     let mut batch = Vec::new();
     for chunk in job.wanted.iter().cloned().flatten() {
-        let (bytes, hole) = read_chunk(host, &job.path, job.inode, job.geometry, chunk)?;
+        let (bytes, hole) = read_chunk(host, &job.path, job.inode, job.geometry, chunk, &job.patches)?;
         if hole {
             if !batch.is_empty() {
                 sink.chunks(&std::mem::take(&mut batch)).map_err(|_| closed())?;
@@ -81,7 +88,7 @@ pub fn copy(world: &SimWorld, job: &CopyJob, sink: &mut dyn ChunkSink) -> Result
     let mut summary = CopySummary::default();
     for chunk in job.wanted.iter().cloned().flatten() {
         world.check_interrupted()?;
-        let (bytes, hole) = read_chunk(&source, &job.from, None, job.geometry, chunk)?;
+        let (bytes, hole) = read_chunk(&source, &job.from, None, job.geometry, chunk, &job.patches)?;
         let zero = bytes.iter().all(|byte| *byte == 0);
         match job.zero_chunks {
             ZeroChunks::Skip if hole => copy.report_hole(chunk)?,

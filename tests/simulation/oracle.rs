@@ -14,7 +14,7 @@ use crate::durability::Survival;
 use crate::filesystem::{Body, Filesystem, NodeId, split};
 use crate::libvirt::{AUTOSTART, DEFINITIONS};
 use crate::machine::{HOST_RECORDS, Machine};
-use crate::scene::Scene;
+use crate::scene::{Scene, as_cloned};
 use crate::world::Core;
 
 const OUR_STATE: &str = "/var/lib/kvm-clone";
@@ -208,7 +208,13 @@ impl Oracle {
         let before = scene
             .world
             .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
-        let versions = scene.images.iter().map(|image| vec![image.clone()]).collect();
+        let versions = scene
+            .plan
+            .images
+            .iter()
+            .zip(&scene.images)
+            .map(|(planned, image)| vec![as_cloned(planned, image)])
+            .collect();
         Self {
             plan: scene.plan.clone(),
             causes: BTreeSet::new(),
@@ -241,10 +247,11 @@ impl Oracle {
         self.before[usize::from(side == Side::Destination)].accept(&now, changed);
         if side == Side::Source {
             for (disk, versions) in self.plan.images.iter().zip(&mut self.versions) {
-                if let Some(content) = core.machine(side).files.content(&disk.source_path)
-                    && versions.last() != Some(content)
+                let content = core.machine(side).files.content(&disk.source_path);
+                if let Some(content) = content.map(|content| as_cloned(disk, content))
+                    && versions.last() != Some(&content)
                 {
-                    versions.push(content.clone());
+                    versions.push(content);
                 }
             }
         }

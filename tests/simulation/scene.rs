@@ -1,7 +1,7 @@
 //! The scene of a history: two hosts with a little on them, a guest to be cloned, and its plan, made by hand.
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
+    BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
     NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::world::HostFacts;
@@ -106,6 +106,8 @@ pub struct Shape {
     pub title: bool,
     /// Another transaction is at work on the destination.
     pub neighbour: bool,
+    /// The second disk is on top of another image.
+    pub chain: bool,
     /// UEFI variables and the state of a TPM belong to the VM.
     pub firmware: bool,
 }
@@ -123,6 +125,7 @@ impl Shape {
             title: true,
             neighbour: false,
             firmware: true,
+            chain: true,
         }
     }
 
@@ -137,6 +140,7 @@ impl Shape {
             title: seed.chance(50),
             neighbour: seed.chance(40),
             firmware: seed.chance(40),
+            chain: seed.chance(40),
         }
     }
 }
@@ -161,7 +165,7 @@ impl Scene {
         let mut destination = machine("destination", &"b".repeat(32));
         let mut images: Vec<Content> = (0..shape.disks).map(|_| image(&mut seed)).collect();
         if let Some(qcow2) = images.get_mut(1) {
-            qcow2.write(0, &qcow2_header());
+            qcow2.write(0, &qcow2_header(shape.chain));
         }
         let (vm_uuid, clone_uuid) = (uuid(&mut seed), uuid(&mut seed));
         // Two disks of one basename, where they can be kept apart by their directories alone.
@@ -206,6 +210,23 @@ impl Scene {
             });
         }
         let final_paths: Vec<String> = disks.iter().map(|disk| disk.final_path.clone()).collect();
+        if shape.chain && images.len() > 1 {
+            let path = format!("{}/{BASE}", directory_of(1));
+            let content = image(&mut seed);
+            put_source(&mut source, &path, content.clone());
+            let directory = disks[1].directory;
+            let role = ImageRoleV1::Layer { target: TARGETS[1].to_owned(), depth: 1 };
+            let name = format!("{CLONE_NAME}-{}-base1.img", TARGETS[1]);
+            let staging = (directory, &directories[directory as usize]);
+            let final_path = format!("{}/{name}", directory_of(1));
+            let layer = ImageV1 {
+                staging_path: format!("{}/{}-base1.img", staging.1.staging, TARGETS[1]),
+                ..planned(role, &source, &path, staging, final_path)
+            };
+            disks.push(layer);
+            images.push(content);
+            disks[1].backing = Some(BackingV1 { source: BASE.to_owned(), clone: name });
+        }
         let mut new_directories = Vec::new();
         if shape.firmware {
             let tpm = |uuid: DomainUuid| format!("{STATE}/swtpm/{uuid}/tpm2/tpm2-00.permall");
@@ -320,7 +341,7 @@ fn planned(
         final_path,
         mode: 0o640,
         owner: (64_055, 104),
-        patches: Vec::new(),
+        backing: None,
         role,
     }
 }
@@ -342,15 +363,35 @@ fn uuid(seed: &mut Seed) -> DomainUuid {
     DomainUuid(bytes)
 }
 
-/// Bytes of a qcow2 header: version 3, and the end of its extensions.
-pub const QCOW2_HEADER_BYTES: u64 = 112;
+/// The name of the image below the second disk's.
+const BASE: &str = "web01-base";
+/// Where a qcow2 header (version 3, and the end of its extensions) names the image below.
+const BACKING_AT: u64 = 112;
+/// Bytes of such a header with that name, whichever it is.
+pub const QCOW2_HEADER_BYTES: u64 = 160;
 
-/// The header of an image of its own, as it is carried. What is behind it is nobody's business here.
-fn qcow2_header() -> Vec<u8> {
+/// What an image of the source is in the clone: only its reference to the one below differs.
+pub fn as_cloned(planned: &ImageV1, content: &Content) -> Content {
+    let mut content = content.clone();
+    if let Some(backing) = &planned.backing {
+        content.write(16, &u32::try_from(backing.clone.len()).unwrap().to_be_bytes());
+        content.write(BACKING_AT, backing.clone.as_bytes());
+    }
+    content
+}
+
+/// The header of an image as it is carried. What is behind it is nobody's business here.
+fn qcow2_header(chain: bool) -> Vec<u8> {
     let mut header = vec![0; QCOW2_HEADER_BYTES as usize];
     header[..4].copy_from_slice(b"QFI\xfb");
     for (at, value) in [(4, 3_u32), (20, 16), (100, 104)] {
         header[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+    if chain {
+        let at = usize::try_from(BACKING_AT).unwrap();
+        header[8..16].copy_from_slice(&BACKING_AT.to_be_bytes());
+        header[16..20].copy_from_slice(&u32::try_from(BASE.len()).unwrap().to_be_bytes());
+        header[at..at + BASE.len()].copy_from_slice(BASE.as_bytes());
     }
     header
 }

@@ -47,7 +47,13 @@ fn copy(
     let mut told = Told::default();
     let to_id = receive(destination, to, geometry);
     let credit_bytes = RECEIVE_CREDIT_BYTES / 2;
-    let from_id = source.send(&Request::SendChunks(SendJob { path: text(from), geometry, wanted, credit_bytes }));
+    let from_id = source.send(&Request::SendChunks(SendJob {
+        path: text(from),
+        geometry,
+        wanted,
+        credit_bytes,
+        patches: Vec::new(),
+    }));
     let mut punch_credit = RECEIVE_CREDIT_BYTES / 2;
     let mut ended = false;
     let mut finished = false;
@@ -203,8 +209,15 @@ fn nothing_is_sent_beyond_the_credit() {
         }
         bytes
     };
-    let job =
-        |credit_bytes| Request::SendChunks(SendJob { path: text(&from), geometry, wanted: vec![0..64], credit_bytes });
+    let job = |credit_bytes| {
+        Request::SendChunks(SendJob {
+            path: text(&from),
+            geometry,
+            wanted: vec![0..64],
+            credit_bytes,
+            patches: Vec::new(),
+        })
+    };
     let id = source.send(&job((5 << 20) + 17));
     assert_eq!(drain(&mut source, id), 5 << 20);
     // Control is answered while a stream waits.
@@ -359,7 +372,8 @@ fn a_source_that_shrinks_is_noticed() {
         let file = File::options().write(true).open(&from).unwrap();
         file.set_len(8 << 20).unwrap();
         let mut source = Client::source();
-        let job = SendJob { path: text(&from), geometry, wanted: vec![0..8], credit_bytes: 2 << 20 };
+        let job =
+            SendJob { path: text(&from), geometry, wanted: vec![0..8], credit_bytes: 2 << 20, patches: Vec::new() };
         let id = source.send(&Request::SendChunks(job));
         assert!(matches!(source.next(id), Event::Piece(..)));
         file.set_len(5 << 20).unwrap();
@@ -381,8 +395,15 @@ fn streams_have_a_bound_and_their_places_are_free_again() {
     let from = directory.path().join("image");
     fs::write(&from, vec![3; 1 << 20]).unwrap();
     let geometry = Geometry { image_bytes: 1 << 20, chunk_bytes: 1 << 20 };
-    let job =
-        |credit_bytes| Request::SendChunks(SendJob { path: text(&from), geometry, wanted: vec![0..1], credit_bytes });
+    let job = |credit_bytes| {
+        Request::SendChunks(SendJob {
+            path: text(&from),
+            geometry,
+            wanted: vec![0..1],
+            credit_bytes,
+            patches: Vec::new(),
+        })
+    };
     let mut source = Client::source();
     for _ in 0..3 {
         let waiting: Vec<_> = (0..kvm_clone_agent::protocol::CHUNK_STREAMS_MAX).map(|_| source.send(&job(0))).collect();
@@ -412,7 +433,14 @@ fn memory_stays_bounded() {
         let to = destination.path(&format!("copy{round}"));
         File::create(&to).unwrap().set_len(geometry.image_bytes).unwrap();
         copy(&mut source, &mut destination, &from, &to, geometry, whole(geometry), false);
-        let job = HashJob { path: to.clone(), inode: None, geometry, wanted: whole(geometry), reread: true };
+        let job = HashJob {
+            path: to.clone(),
+            inode: None,
+            geometry,
+            wanted: whole(geometry),
+            reread: true,
+            patches: Vec::new(),
+        };
         assert_eq!(hash(&mut destination.client, job).unwrap().len(), 256);
         fs::remove_file(&to).unwrap();
     }

@@ -75,7 +75,14 @@ fn plain(path: &Path) -> ChunkValue {
 }
 
 fn job(path: &Path, geometry: Geometry, reread: bool) -> HashJob {
-    HashJob { path: text(path), inode: None, geometry, wanted: vec![0..geometry.chunk_count()], reread }
+    HashJob {
+        path: text(path),
+        inode: None,
+        geometry,
+        wanted: vec![0..geometry.chunk_count()],
+        reread,
+        patches: Vec::new(),
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode, TxnId};
 use kvm_clone_agent::protocol::{
     Attach, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry, HashJob,
-    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, PieceHeader, ProcessId, ReceiveJob, RelayPurpose, Reply,
-    Request, Role, SendJob, Steer, encode_message, encode_reply, encode_request, encode_steer,
+    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, ReceiveJob, RelayPurpose,
+    Reply, Request, Role, SendJob, Steer, encode_message, encode_reply, encode_request, encode_steer,
 };
 
 const AGENT: ProcessId = ProcessId { pid: 4321, started: 123_456 };
@@ -79,8 +79,15 @@ fn requests() -> Vec<Request> {
             geometry: GEOMETRY,
             wanted: wanted.clone(),
             reread: true,
+            patches: vec![Patch { offset: 16, bytes: vec![1, 2, 3] }],
         }),
-        Request::SendChunks(SendJob { path: path(), geometry: GEOMETRY, wanted, credit_bytes: 32 << 20 }),
+        Request::SendChunks(SendJob {
+            path: path(),
+            geometry: GEOMETRY,
+            wanted,
+            credit_bytes: 32 << 20,
+            patches: Vec::new(),
+        }),
         Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY }),
         Request::OpenRelay { purpose: RelayPurpose::Look },
         Request::OpenRelay { purpose: RelayPurpose::Change },

@@ -68,12 +68,12 @@ fn disk() -> impl Strategy<Value = ImageV1> {
         Just(ImageRoleV1::Tpm),
         text().prop_map(|target| ImageRoleV1::Medium { target }),
     ];
-    let patch = (any::<u64>(), vec(any::<u8>(), 0..40)).prop_map(|(offset, bytes)| PatchV1 { offset, bytes });
+    let backing = (text(), text()).prop_map(|(source, clone)| BackingV1 { source, clone });
     let paths = (text(), text(), text(), text());
-    ((role, paths, vec(patch, 0..3)), format, stamp(), any::<u64>(), any::<u32>(), any::<u32>(), any::<(u32, u32)>())
+    ((role, paths, option::of(backing)), format, stamp(), any::<u64>(), any::<u32>(), any::<u32>(), any::<(u32, u32)>())
         .prop_map(
             |(
-                (role, (reached_by, source_path, staging_path, final_path), patches),
+                (role, (reached_by, source_path, staging_path, final_path), backing),
                 format,
                 source_stamp,
                 allocated_bytes,
@@ -93,7 +93,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                     final_path,
                     mode,
                     owner,
-                    patches,
+                    backing,
                 }
             },
         )
@@ -187,6 +187,7 @@ fn outcome() -> impl Strategy<Value = OutcomeV1> {
         bytes.prop_map(|(inode, root, source_size, times, counts)| OutcomeV1::Transferred {
             inode: Inode(inode),
             root: ChunkValue(root),
+            source_root: ChunkValue(root.map(|byte| !byte)),
             source_size,
             source_mtime_ns: times.0,
             mtime_ns: times.1,

@@ -37,7 +37,8 @@ fn disk(number: u32, format: ImageFormat) -> ImageV1 {
         final_path: format!("/srv/images/web02-{number}.img"),
         mode: 0o600,
         owner: (0, 0),
-        patches: if number == 0 { Vec::new() } else { vec![PatchV1 { offset: 8, bytes: vec![0, 1, 0xfe] }] },
+        backing: (number == 1)
+            .then(|| BackingV1 { source: "base.qcow2".into(), clone: "web02-vdb-base1.qcow2".into() }),
     }
 }
 
@@ -133,6 +134,7 @@ pub fn outcomes() -> Vec<(&'static str, OutcomeV1)> {
             OutcomeV1::Transferred {
                 inode: Inode(4711),
                 root,
+                source_root: ChunkValue([0x5c; 32]),
                 source_size: 68_719_476_736,
                 source_mtime_ns: -1,
                 mtime_ns: 1_767_225_601_000_000_000,

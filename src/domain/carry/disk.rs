@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use roxmltree::Node;
 
 use super::{Findings, LEAVE_OUT};
-use crate::domain::xml::{child, elements};
+use crate::domain::xml::{child, elements, is_plain};
 use crate::domain::{Definition, Disk, DiskDevice, DiskSource};
 
 /// The longest target name; file names are made of it.
@@ -60,12 +60,15 @@ fn look_hidden(findings: &mut Findings, node: Node<'_, '_>, place: &str) {
             findings.block_node(found, place, what, why, advice);
         }
     };
-    // An empty <backingStore/> says that there is nothing below, which is fine.
-    let chain = child(node, "backingStore").filter(|store| elements(*store).next().is_some());
+    // An empty <backingStore/> says that there is nothing below.
+    let mut stores = child(node, "backingStore")
+        .into_iter()
+        .flat_map(|store| store.descendants())
+        .filter(|store| is_plain(*store, "backingStore") && elements(*store).next().is_some());
     block(
-        chain,
-        "a backing chain",
-        "backing chains are not carried yet, and the top image alone is no disk",
+        stores.find(|store| !is_file_layer(*store)),
+        "a backing chain that is not made of image files",
+        "what lies below is not known here",
         "Put it all into one image first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
     );
     block(either("encryption"), "an encrypted image", "its secret is not carried", LEAVE_OUT);
@@ -78,6 +81,16 @@ fn look_hidden(findings: &mut Findings, node: Node<'_, '_>, place: &str) {
     block(label, "a security label of its own", "the destination may not know it", LEAVE_OUT);
     block(child(node, "mirror"), "a running copy (mirror)", "it must end first", "`virsh blockjob` shows and ends it");
     block(child(node, "backenddomain"), "a backend domain", "it is not carried", LEAVE_OUT);
+}
+
+/// A layer of a chain that is a file and nothing more.
+fn is_file_layer(store: Node<'_, '_>) -> bool {
+    const LAYER_KNOWN: &[&str] = &["format", "source", "backingStore"];
+    matches!(store.attribute("type"), None | Some("file"))
+        && elements(store).all(|element| LAYER_KNOWN.contains(&element.tag_name().name()))
+        && child(store, "source").is_some_and(|source| {
+            source.attribute("file").is_some_and(|file| file.starts_with('/')) && elements(source).next().is_none()
+        })
 }
 
 /// What the disks are, and whether they get along.

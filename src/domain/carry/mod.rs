@@ -63,14 +63,6 @@ pub fn uncarried(definition: &Definition) -> Result<Carriage, DomainError> {
 /// What of a qcow2 image is not carried; `place` says what of the VM it is, such as `disk vda`.
 pub fn uncarried_image(place: &str, header: &Header) -> Carriage {
     let mut findings = Findings::default();
-    if let Some(backing) = &header.backing_file {
-        findings.block(
-            place,
-            &format!("a backing chain (the image is on top of {backing:?})"),
-            "backing chains are not carried yet, and the image alone is no disk",
-            "Put it all into one image first: with the VM shut off, `qemu-img convert -O qcow2 IMAGE NEW`, and use NEW",
-        );
-    }
     if header.external_data || header.data_file.is_some() {
         let file = header.data_file.as_deref().unwrap_or("a file that the header does not name");
         findings.block(

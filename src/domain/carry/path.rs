@@ -51,7 +51,9 @@ fn is_handled(node: Node<'_, '_>, attribute: &str) -> bool {
     let under = |name: &str| node.parent().is_some_and(|parent| is_plain(parent, name));
     match attribute {
         // A disk's own image; whatever else a disk's source says was named with the disk.
-        "file" | "dev" | "dir" | "name" | "path" => is_plain(node, "source") && under("disk"),
+        "file" | "dev" | "dir" | "name" | "path" => {
+            is_plain(node, "source") && (under("disk") || under("backingStore"))
+        }
         // The terminal of the last run.
         "tty" => true,
         _ => false,
