@@ -14,6 +14,7 @@ use kvm_clone::world::{FaultKind, Side};
 use crate::course::{Course, Violation, said_by};
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
+use crate::gone::end_from_record;
 use crate::history::{History, LANDING_MILLIS_MAX, Life};
 use crate::scene::Shape;
 use crate::seed::Seed;
@@ -169,6 +170,16 @@ fn live(number: u64, tally: &mut Tally) -> Result<(), String> {
             if seed.chance(if asked { 80 } else { 25 }) { AttemptPurpose::Rollback } else { AttemptPurpose::Resume };
         asked |= purpose == AttemptPurpose::Rollback;
     }
+    // Now and then the controller's disk is gone. Whoever recovers may die as well.
+    let mut losing = Seed::new(number.rotate_left(17));
+    if settled.is_none() && !disturbing && losing.chance(8) {
+        history.scene.world.with(|core| core.count("controller's disk lost"));
+        let dies_at = losing.below(OPERATIONS_OF_A_LIFE);
+        history.recover_from(false, FaultPlan::at(dies_at, Fault::Crash, Effect::First));
+        let verdict = end_from_record(&mut history);
+        tally.told_by(&history, "recovered from its record");
+        return verdict.map_err(|broken| history.report(&broken, &replay(number)));
+    }
     // Now and then somebody gives it up instead. What that person may not give up is brought to its end.
     let mut giving_up = Seed::new(!number);
     if settled.is_none() && giving_up.chance(8) {
@@ -190,10 +201,7 @@ fn live(number: u64, tally: &mut Tally) -> Result<(), String> {
         if open { history.settle(if settled.is_some() { AttemptPurpose::Resume } else { purpose }) } else { settled };
     let verdict = history.verdict(ending.as_ref(), asked);
     let verdict = verdict.and_then(|()| still_so(&mut history, ending.as_ref(), asked));
-    tally.lives = history.lives;
-    tally.operations = history.operations;
-    tally.faults = history.scene.world.with(|core| std::mem::take(&mut core.struck));
-    tally.endings.insert(name_of(ending.as_ref()), 1);
+    tally.told_by(&history, name_of(ending.as_ref()));
     verdict.map_err(|broken| history.report(&broken, &replay(number)))
 }
 

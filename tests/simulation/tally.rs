@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::course::{Course, Violation, print_rows};
+use crate::history::History;
 
 /// Counts of one history, or of many.
 #[derive(Default)]
@@ -17,6 +18,14 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Takes in what one history came to.
+    pub fn told_by(&mut self, history: &History, ending: &'static str) {
+        self.lives += history.lives;
+        self.operations += history.operations;
+        self.faults = history.scene.world.with(|core| std::mem::take(&mut core.struck));
+        self.endings.insert(ending, 1);
+    }
+
     pub fn add(&mut self, other: Self) {
         self.histories += other.histories;
         self.lives += other.lives;
