@@ -76,13 +76,15 @@ impl Ground {
         }
         let definition = format!("/etc/libvirt/qemu/{CLONE}.xml");
         let expected: BTreeSet<&str> = images.iter().map(String::as_str).chain([definition.as_str()]).collect();
-        for line in self.before.1.changes(&b) {
+        let allowed = |line: &&String| {
             let path = line.strip_prefix("+ file ").and_then(|rest| rest.split(':').next());
-            let allowed = line.contains(&format!("domain {CLONE}"))
+            line.contains(&format!("domain {CLONE}"))
                 || line.contains(" pool ")
-                || path.is_some_and(|path| expected.contains(path));
-            assert!(allowed, "{when}: left on host b: {line}");
-        }
+                || path.is_some_and(|path| expected.contains(path))
+        };
+        let changes = self.before.1.changes(&b);
+        let left: Vec<_> = changes.iter().filter(|line| !allowed(line)).collect();
+        assert!(left.is_empty(), "{when}: left on host b: {left:#?}");
         self.lab.b().virsh(["undefine", CLONE]);
         for image in &images {
             std::fs::remove_file(self.lab.b().path(image)).unwrap();

@@ -153,9 +153,13 @@ fn a_damaged_journal_is_repaired_or_refused_and_never_loses_in_silence() {
         ("first seed".to_owned(), course.first()),
         ("damaged journals".to_owned(), said.cases),
     ];
-    for (kind, outcomes) in &said.outcomes {
-        rows.extend(outcomes.iter().map(|(outcome, count)| (format!("{kind}: {outcome}"), *count)));
+    // Where the damage was, without its kind.
+    let mut outcomes = BTreeMap::<_, u64>::new();
+    for (kind, count) in said.outcomes.iter().flat_map(|(kind, of)| of.iter().map(move |one| (kind, one))) {
+        let place = kind.split(':').next().unwrap_or(kind);
+        *outcomes.entry(format!("{place}: {}", count.0)).or_default() += count.1;
     }
+    rows.extend(outcomes);
     print_rows("damaged journals", &rows, &said.broken);
     assert!(said.broken.is_empty(), "{} journals broke a promise; the rows above say which", said.broken.len());
     assert!(said.cases > 0, "no journal was damaged");
