@@ -33,6 +33,8 @@ agent: ## The agent as tests use it: static, as it is shipped
 # Tests are built by whoever calls, and run as root: those with hosts need it.
 # No test may leave itself out for want of root.
 tests: export KVM_CLONE_TEST_ROOT := 1
+# Those with hosts wait more than they compute.
+tests: export RUST_TEST_THREADS ?= 4
 tests: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
 ifneq ($(SUDO),)
 tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(SUDO)
