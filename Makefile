@@ -8,7 +8,7 @@ TEST_AGENT_TARGET := $(CURDIR)/target/tmp/agent
 STATIC := -C target-feature=+crt-static
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo install check agent tests mutations docs audit release bench fuzz-build fuzz lab-up lab-shell lab-down
+.PHONY: help test demo install check agent tests soak mutations docs audit release bench fuzz-build fuzz lab-up lab-shell lab-down
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,12 +33,18 @@ agent: ## The agent as tests use it: static, as it is shipped
 # Tests are built by whoever calls, and run as root: those with hosts need it.
 # No test may leave itself out for want of root.
 tests: export KVM_CLONE_TEST_ROOT := 1
+# Those with hosts wait more than they compute.
+tests: export RUST_TEST_THREADS ?= 4
 tests: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
 ifneq ($(SUDO),)
 tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(SUDO)
 endif
 tests: agent ## All tests: unit, conformance, simulation, command line, lab
 	$(CARGO) test --workspace --all-features
+
+soak: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
+soak: install agent ## Histories, kills, power cuts, damage for SOAK_SECONDS (600) or SOAK_HISTORIES: one table
+	$(SUDO) tests/soak
 
 mutations: install ## Switch off one protection at a time: a test must fail each time
 	$(SUDO) tests/mutations

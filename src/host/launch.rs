@@ -134,18 +134,19 @@ impl Probe {
     }
 }
 
-/// Receives the agent's bytes from stdin into a file that only we can read, and starts it. Whether a filesystem runs
-/// programs is tried by running the empty file. The agent unlinks itself; `rm` is for one that could not start, and comes
+/// Receives the agent's bytes from stdin into a file that only we can read, and starts it. In memory if possible: there is
+/// room also on a host whose disks are full, and nothing is left when the power fails. Whether a filesystem runs programs is
+/// tried by running the empty file, whether there is room by filling it. The agent unlinks itself; `rm` is for one that could not start, and comes
 /// before any word: who is told of a controller that is gone may be ended by telling.
 /// `@` marks are filled in with constants.
 const RECEIVE: &str = "exec sh -c '\
     umask 077; f=; \
-    for d in /tmp /var/tmp /run /dev/shm; do \
+    for d in /dev/shm /run /tmp /var/tmp; do \
         f=$(mktemp \"$d/.kvm-clone-agent.XXXXXXXX\" 2>/dev/null) || { f=; continue; }; \
-        chmod 700 \"$f\" && \"$f\" 2>/dev/null && break; \
+        chmod 700 \"$f\" && \"$f\" 2>/dev/null && head -c @SIZE /dev/zero 2>/dev/null >\"$f\" && break; \
         rm -f \"$f\"; f=; \
     done; \
-    if [ -z \"$f\" ]; then echo \"no directory for a program: /tmp, /var/tmp, /run and /dev/shm are full, read-only or noexec\" >&2; exit 1; fi; \
+    if [ -z \"$f\" ]; then echo \"no directory for a program: /dev/shm, /run, /tmp and /var/tmp are full, read-only or noexec; make room in one\" >&2; exit 1; fi; \
     head -c @SIZE >\"$f\"; \
     if [ \"$(wc -c <\"$f\")\" -ne @SIZE ]; then rm -f \"$f\"; echo \"the agent did not arrive whole: is there space in $d?\" >&2; exit 1; fi; \
     @SUDO\"$f\" --unlink-self; s=$?; rm -f \"$f\"; exit $s'";
@@ -186,17 +187,18 @@ fn agent_version() -> String {
 
 async fn open(link: SshLink, command: &str, stdin: Bytes) -> Result<Transport, SshError> {
     let (incoming, outgoing) = link.start(command).await?.split();
-    let mut outgoing = Outgoing::Ssh(outgoing);
-    outgoing.send(stdin).await.map_err(|error| SshError {
-        kind: FaultKind::Unreachable,
-        detail: format!("the ssh connection failed while the agent was sent: {error}"),
+    let (mut incoming, mut outgoing) = (Incoming::Ssh(incoming), Outgoing::Ssh(outgoing));
+    let last_words = LastWords::default();
+    // Who sends waits for room, and is not told when there will never be any: the other direction ends then.
+    let sent = tokio::select! {
+        sent = outgoing.send(stdin) => sent,
+        () = incoming.end(&last_words) => Err("it ended".to_owned()),
+    };
+    sent.map_err(|error| SshError {
+        kind: if last_words.has_ended() { FaultKind::Unusable } else { FaultKind::Unreachable },
+        detail: format!("the connection failed while the agent was sent: {error}{}", last_words.describe()),
     })?;
-    Ok(Transport {
-        outgoing,
-        incoming: Incoming::Ssh(incoming),
-        last_words: LastWords::default(),
-        lifeline: Lifeline::Ssh(Box::new(link)),
-    })
+    Ok(Transport { outgoing, incoming, last_words, lifeline: Lifeline::Ssh(Box::new(link)) })
 }
 
 async fn read_agent(path: &Path) -> Result<Bytes, String> {

@@ -287,6 +287,9 @@ fn close(connect: &ManuallyDrop<Connect>) {
     let _ = unsafe { virt_sys::virConnectClose(connect.as_ptr()) };
 }
 
+/// What a system error ends with when there is no room.
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
 /// libvirt's answer as the engine's kind of fault.
 fn kind_of(refusal: &Refusal) -> FaultKind {
     use ErrorNumber as E;
@@ -300,6 +303,8 @@ fn kind_of(refusal: &Refusal) -> FaultKind {
         }
         Some(E::NoSupport) => FaultKind::Unsupported,
         Some(E::OperationTimeout) => FaultKind::TimedOut,
+        // Its number is not handed on. A daemon that speaks another language has trouble with its disk, which is true too.
+        Some(E::SystemError) if FULL.iter().any(|words| refusal.message.contains(words)) => FaultKind::NoSpace,
         // The host's trouble and not the request's: it may be over the next time.
         Some(E::SystemError | E::NoMemory | E::Rpc) => FaultKind::Io,
         _ => FaultKind::Refused,

@@ -119,6 +119,14 @@ impl Incoming {
             }
         }
     }
+
+    /// Waits for the end, before anything that counts is said: what comes is thrown away.
+    pub(super) async fn end(&mut self, last_words: &LastWords) {
+        let mut noise = BytesMut::new();
+        while let Ok(true) = self.receive(&mut noise, last_words).await {
+            noise.clear();
+        }
+    }
 }
 
 /// Begins a new block when the old one is nearly used up: a few frames share each, and none is moved more than once.
@@ -183,6 +191,11 @@ impl LastWords {
     /// How it ended.
     pub(super) fn ended(&self, how: &str) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).ending = Some(how.to_owned());
+    }
+
+    /// Whether it is known how it ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).ending.is_some()
     }
 
     /// Stderr alone, in one line of printable characters.

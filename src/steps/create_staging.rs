@@ -158,7 +158,8 @@ pub(super) fn remove_staging(host: &dyn Host, dir: &DirectoryV1) -> Result<(), F
     if host.stat(&parent(dir))?.is_some() {
         host.sync(&parent(dir))?;
         match host.remove_dir(&parent(dir)) {
-            Err(fault) if fault.kind == FaultKind::NotEmpty => {}
+            // Without an owner lock there is no host record, and so nothing of ours: the parent is for others to remove.
+            Err(fault) if matches!(fault.kind, FaultKind::NotEmpty | FaultKind::Fenced) => {}
             removed => removed?,
         }
     }

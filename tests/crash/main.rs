@@ -7,23 +7,32 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../course/mod.rs"]
+mod course;
+mod full_destination;
 mod full_disk;
+mod ground;
+mod kills;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod libvirt_restarts;
+mod power_cuts;
+mod rounds;
+#[allow(dead_code)]
+#[path = "../simulation/seed.rs"]
+mod seed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use ground::{Ground, records};
 use journal_format::{EventV1, RecordV1};
-use kvm_clone::journal::{self, StateDir};
-use lab::{Controller, Disk, Lab, Outside, Vm};
+use lab::Controller;
 
 /// Labs that work side by side.
 const LABS: usize = 3;
-const SOURCE: &str = "web";
-const CLONE: &str = "web_clone";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
@@ -63,76 +72,6 @@ impl Cell {
     fn crash_at(self) -> String {
         format!("{}:{}", if self.side == Side::Before { "before" } else { "after" }, self.sequence)
     }
-}
-
-/// Hosts with the source VM on host a, and what they look like.
-struct Ground {
-    lab: Lab,
-    vm: Vm,
-    before: (Outside, Outside),
-}
-
-impl Ground {
-    fn new() -> Self {
-        let lab = Lab::up();
-        let vm = Vm::new(SOURCE).disk(Disk::raw(3 << 20)).disk(Disk::qcow2(2 << 20).seed(7));
-        lab.a().define(&vm);
-        let before = lab.outside();
-        Self { lab, vm, before }
-    }
-
-    fn run_until(&self, crash_at: Option<&str>) -> (Controller, lab::Finished) {
-        let controller = self.lab.controller();
-        let crashing = crash_at.map_or(controller.clone(), |at| controller.clone().env("KVM_CLONE_CRASH_AT", at));
-        let finished = crashing.run(["run", "a", "b", SOURCE, "--chunk-size", "64K"]);
-        (controller, finished)
-    }
-
-    fn assert_untouched(&self, when: &str) {
-        let (a, b) = self.lab.outside();
-        self.before.0.assert_same(&a, when);
-        self.before.1.assert_same(&b, when);
-    }
-
-    /// One clone, defined once and shut off, with the source's disks; nothing else changed; then it goes again.
-    fn assert_cloned_and_clear(&self, when: &str) {
-        let (a, b) = self.lab.outside();
-        self.before.0.assert_same(&a, when);
-        assert_eq!(b.domains.keys().collect::<Vec<_>>(), [CLONE], "{when}");
-        assert_eq!(self.lab.b().state(CLONE).as_deref(), Some("shut off"), "{when}");
-        let images = images(&self.lab.b().virsh(["domblklist", CLONE, "--details"]));
-        assert_eq!(images.len(), self.vm.disks().len(), "{when}");
-        for (disk, image) in self.vm.disks().iter().zip(&images) {
-            assert_eq!(self.lab.a().blake3(disk.path()), self.lab.b().blake3(image), "{when}: {image}");
-        }
-        let definition = format!("/etc/libvirt/qemu/{CLONE}.xml");
-        let expected: BTreeSet<&str> = images.iter().map(String::as_str).chain([definition.as_str()]).collect();
-        for line in self.before.1.changes(&b) {
-            let path = line.strip_prefix("+ file ").and_then(|rest| rest.split(':').next());
-            let allowed = line.contains(&format!("domain {CLONE}"))
-                || line.contains(" pool ")
-                || path.is_some_and(|path| expected.contains(path));
-            assert!(allowed, "{when}: left on host b: {line}");
-        }
-        self.lab.b().virsh(["undefine", CLONE]);
-        for image in &images {
-            std::fs::remove_file(self.lab.b().path(image)).unwrap();
-        }
-        self.lab.b().virsh(["pool-refresh", "default"]);
-        self.assert_untouched(&format!("{when}, the clone taken away"));
-    }
-}
-
-fn images(details: &str) -> Vec<String> {
-    let sources = details.lines().filter_map(|line| line.split_whitespace().nth(3));
-    sources.filter(|path| path.starts_with('/')).map(str::to_owned).collect()
-}
-
-fn records(controller: &Controller) -> Vec<RecordV1> {
-    let Ok(state) = StateDir::at(&controller.state_dir()) else { return Vec::new() };
-    let transactions = state.transactions().unwrap_or_default();
-    let read = transactions.first().map(|txn| journal::read(&state, *txn));
-    read.map_or_else(Vec::new, |read| read.map_or_else(|_| Vec::new(), |snapshot| snapshot.records))
 }
 
 /// The commit mark is set just before this event.

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use kvm_clone::host::{ConnectOptions, Connector, Role};
 use kvm_clone::world::{CopyJob, FaultKind, Side, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::copying::{Ledger, job, put};
-use super::sshd::{Pair, Sshd, refused};
+use super::sshd::{Pair, Sshd, access, refused, set_mode};
 
 const MIB: u64 = 1 << 20;
 
@@ -107,4 +108,26 @@ fn an_interrupt_ends_waiting_for_libvirt() {
     let after = presser.join().unwrap().elapsed();
     assert_eq!(kind, FaultKind::Interrupted, "{words}");
     assert!(after < Duration::from_secs(3), "{after:?}");
+}
+
+/// More than a channel takes before anybody reads.
+const LARGE_AGENT_BYTES: u64 = 16 << 20;
+
+/// A host that answers what it is asked first, then takes nothing more and is gone.
+#[test]
+fn a_connection_that_ends_while_the_agent_is_sent_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shell, agent) = (directory.path().join("shell"), directory.path().join("agent"));
+    let script = "#!/bin/sh\ncase $SSH_ORIGINAL_COMMAND in\n*--unlink-self*) sleep 1; kill -KILL $PPID ;;\n\
+                  *) eval \"$SSH_ORIGINAL_COMMAND\" ;;\nesac\n";
+    std::fs::write(&shell, script).unwrap();
+    set_mode(&shell, 0o755);
+    std::fs::File::create(&agent).unwrap().set_len(LARGE_AGENT_BYTES).unwrap();
+    let sshd = Sshd::start_with(&format!("ForceCommand {}", shell.display()));
+    let connector = Connector::new(ConnectOptions { agent_binary: Some(agent), ..sshd.options() }).unwrap();
+    let began = Instant::now();
+    let (kind, words) = refused(connector.connect(&access("test"), Role::Survey));
+    assert_eq!(kind, FaultKind::Unreachable, "{words}");
+    assert!(words.contains("while the agent was sent"), "{words}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }

@@ -1,6 +1,8 @@
 //! The journal on a real disk: what it keeps, what it repairs, what it refuses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+#[path = "../course/mod.rs"]
+mod course;
 #[cfg(feature = "crash-points")]
 mod crash;
 mod damage;

@@ -1,5 +1,5 @@
-//! Many damaged journals, each from its own seed: `KVM_CLONE_DAMAGED` how many (default 600), `KVM_CLONE_DAMAGED_SEED`
-//! the first one. A line for machines says what became of them.
+//! Many damaged journals, each from its own seed: `KVM_CLONE_DAMAGED` says how many (`tests/course`). Rows say what became
+//! of them.
 //!
 //! They are opened in child processes: what a damaged store does to the process that opens it (memory that is never
 //! given back, an abort, an endless loop) is then told as a finding, with its seed.
@@ -12,20 +12,17 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::course::{Course, Violation, print_rows};
 use super::damaged::{Ground, Seeded, case, fuzz};
 
 const COUNT_DEFAULT: u64 = 600;
 /// Journals that one child opens.
-const BATCH: u64 = 150;
+const BATCH: usize = 150;
 /// What one journal may take, on a machine that is busy with other tests.
 const CASE_MAX: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
-/// `first:count`, for a child.
+/// Seeds, divided by commas, for a child.
 const BATCH_VARIABLE: &str = "KVM_CLONE_TEST_DAMAGED";
-
-pub fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
-}
 
 /// In memory where that is possible: a damaged journal needs no disk.
 fn memory() -> PathBuf {
@@ -37,8 +34,6 @@ fn memory() -> PathBuf {
 #[test]
 fn damage_in_a_child() {
     let Ok(batch) = std::env::var(BATCH_VARIABLE) else { return };
-    let (first, count) = batch.split_once(':').expect("first:count");
-    let (first, count): (u64, u64) = (first.parse().unwrap(), count.parse().unwrap());
     // sled's panics are caught and told as errors; their text would only be noise.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -48,7 +43,7 @@ fn damage_in_a_child() {
     }));
     let ground = Ground::make(&memory());
     let mut out = std::io::stdout();
-    for seed in first..first + count {
+    for seed in batch.split(',').map(|seed| seed.parse().unwrap()) {
         writeln!(out, "\nbegin {seed}").unwrap();
         match case(&ground, &mut Seeded(seed)) {
             Ok(case) => writeln!(out, "ended {seed} {} {:?}", case.kind, case.outcome).unwrap(),
@@ -61,7 +56,7 @@ fn damage_in_a_child() {
 #[derive(Default)]
 struct Said {
     outcomes: BTreeMap<String, BTreeMap<String, u64>>,
-    broken: Vec<String>,
+    broken: Vec<Violation>,
     cases: u64,
 }
 
@@ -76,18 +71,24 @@ impl Said {
                 (self.cases, *open) = (self.cases + 1, None);
             }
             ["broken", seed, kind, what] => {
-                self.broken.push(format!("seed {seed}, {kind}: {what}"));
+                self.breaks(seed.parse().unwrap(), format!("{kind}: {what}"));
                 (self.cases, *open) = (self.cases + 1, None);
             }
             _ => {}
         }
     }
+
+    fn breaks(&mut self, seed: u64, story: String) {
+        let replay = format!("KVM_CLONE_SEED={seed} cargo test --test journal never_loses");
+        self.broken.push(Violation { seed, story, replay });
+    }
 }
 
-fn run_batch(first: u64, count: u64, said: &Mutex<Said>) {
+fn run_batch(seeds: &[u64], said: &Mutex<Said>) {
+    let batch: Vec<_> = seeds.iter().map(u64::to_string).collect();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "many_damaged::damage_in_a_child", "--nocapture"])
-        .env(BATCH_VARIABLE, format!("{first}:{count}"))
+        .env(BATCH_VARIABLE, batch.join(","))
         .env("TMPDIR", memory())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -106,9 +107,9 @@ fn run_batch(first: u64, count: u64, said: &Mutex<Said>) {
     let status = if hung { kill(&mut child) } else { wait(&mut child) };
     let _ = reader.join();
     if let Some(seed) = open {
-        said.lock().unwrap().broken.push(format!("seed {seed}: the process ended in it: {status}"));
+        said.lock().unwrap().breaks(seed, format!("the process ended in it: {status}"));
     } else if status != "exit status: 0" {
-        said.lock().unwrap().broken.push(format!("seeds {first} to {}: {status}", first + count - 1));
+        said.lock().unwrap().breaks(seeds[0], format!("at the end of {} cases from there on: {status}", seeds.len()));
     }
 }
 
@@ -131,32 +132,37 @@ fn wait(child: &mut Child) -> String {
 
 #[test]
 fn a_damaged_journal_is_repaired_or_refused_and_never_loses_in_silence() {
-    let (count, first) = (number("KVM_CLONE_DAMAGED", COUNT_DEFAULT), number("KVM_CLONE_DAMAGED_SEED", 0));
+    let course = Course::of_environment("KVM_CLONE_DAMAGED", COUNT_DEFAULT);
     let said = Mutex::new(Said::default());
-    let batches = Mutex::new((0..count).step_by(BATCH as usize));
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
             scope.spawn(|| {
                 loop {
-                    let Some(at) = batches.lock().unwrap().next() else { break };
-                    run_batch(first + at, BATCH.min(count - at), &said);
+                    let seeds: Vec<u64> = std::iter::from_fn(|| course.next()).take(BATCH).collect();
+                    if seeds.is_empty() {
+                        break;
+                    }
+                    run_batch(&seeds, &said);
                 }
             });
         }
     });
     let said = said.into_inner().unwrap();
-    let line = serde_json::json!({
-        "damaged_journals": said.cases, "first_seed": first, "violations": said.broken.len(), "by_kind": said.outcomes,
-    });
-    // Past the capture of the test's output, so that `make test` shows it.
-    writeln!(std::io::stderr(), "{line}").unwrap();
-    assert!(
-        said.broken.is_empty(),
-        "{} of {count}; again: KVM_CLONE_DAMAGED=1 KVM_CLONE_DAMAGED_SEED=SEED cargo test --test journal never_loses\n{}",
-        said.broken.len(),
-        said.broken.join("\n")
-    );
-    assert_eq!(said.cases, count);
+    let mut rows = vec![
+        ("seconds".to_owned(), course.took().as_secs()),
+        ("first seed".to_owned(), course.first()),
+        ("damaged journals".to_owned(), said.cases),
+    ];
+    // Where the damage was, without its kind.
+    let mut outcomes = BTreeMap::<_, u64>::new();
+    for (kind, count) in said.outcomes.iter().flat_map(|(kind, of)| of.iter().map(move |one| (kind, one))) {
+        let place = kind.split(':').next().unwrap_or(kind);
+        *outcomes.entry(format!("{place}: {}", count.0)).or_default() += count.1;
+    }
+    rows.extend(outcomes);
+    print_rows("damaged journals", &rows, &said.broken);
+    assert!(said.broken.is_empty(), "{} journals broke a promise; the rows above say which", said.broken.len());
+    assert!(said.cases > 0, "no journal was damaged");
 }
 
 #[test]

@@ -1,18 +1,20 @@
-//! The power fails at random moments while a journal is written: `KVM_CLONE_POWER_CUTS` rounds (default 12) from
-//! `KVM_CLONE_POWER_SEED` on. A child writes and says what was acknowledged; the disk below it fails; what the child had
-//! said must be there again. Needs root. A line for machines tells the sums.
+//! The power fails at random moments while a journal is written; `KVM_CLONE_POWER_CUTS` says how often (`tests/course`). A
+//! child writes and says what was acknowledged; the disk below it fails; what the child had said must be there again. Needs
+//! root.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use journal_format::{ChunkRecordV1, ChunkState, EventV1, RecordV1};
 use kvm_clone::journal::{FileJournal, Journal, Repair, StateDir};
 
+use super::course::{Course, Violation, print_rows, said_by};
 use super::damaged::{Choices, Seeded};
 use super::power::Disk;
-use super::{chunk, example, many_damaged::number};
+use super::{chunk, example};
 
 const ROUNDS_DEFAULT: u64 = 12;
 /// `seed:begins:state directory`, for a child.
@@ -211,23 +213,35 @@ fn check(disk: &Disk, seed: u64, held: &mut Held, said: u64, sums: &mut Sums) {
 #[test]
 fn what_was_acknowledged_survives_the_power_failing_at_any_moment() {
     let Some(disk) = Disk::make() else { return };
-    let (rounds, first) = (number("KVM_CLONE_POWER_CUTS", ROUNDS_DEFAULT), number("KVM_CLONE_POWER_SEED", 0));
-    let (mut held, mut sums) = (Held::default(), Sums::default());
-    for seed in first..first + rounds {
+    let course = Course::of_environment("KVM_CLONE_POWER_CUTS", ROUNDS_DEFAULT);
+    let (mut held, mut sums, mut rounds, mut broken) = (Held::default(), Sums::default(), 0, Vec::new());
+    while let (Some(seed), true) = (course.next(), broken.is_empty()) {
         let mut choices = Seeded(seed ^ 0x5eed);
         // Many journals are young when the power fails, and a long one costs time to read.
         if held.records > 400 || choices.below(4) == 0 {
             held = Held::default();
             disk.clear();
         }
-        let said = cut(&disk, seed, held.records == 0, &mut choices);
-        check(&disk, seed, &mut held, said, &mut sums);
+        let lived = catch_unwind(AssertUnwindSafe(|| {
+            let said = cut(&disk, seed, held.records == 0, &mut choices);
+            check(&disk, seed, &mut held, said, &mut sums);
+        }));
+        rounds += 1;
+        if let Err(panic) = lived {
+            let replay = format!("KVM_CLONE_SEED={seed} cargo test --test journal power_cuts");
+            broken.push(Violation { seed, story: said_by(&*panic), replay });
+        }
     }
-    let Sums { acknowledged, in_flight_kept, repaired, unborn } = sums;
-    let line = serde_json::json!({
-        "power_cuts": rounds, "first_seed": first, "acknowledged_writes": acknowledged, "in_flight_kept": in_flight_kept,
-        "repaired": repaired, "never_begun": unborn, "violations": 0,
-    });
-    writeln!(std::io::stderr(), "{line}").unwrap();
-    assert!(acknowledged > 0, "nothing was written");
+    let rows = [
+        ("seconds", course.took().as_secs()),
+        ("first seed", course.first()),
+        ("power cuts", rounds),
+        ("acknowledged writes", sums.acknowledged),
+        ("a write in flight was kept", sums.in_flight_kept),
+        ("repaired", sums.repaired),
+        ("cut before it began", sums.unborn),
+    ];
+    print_rows("power cuts of the controller", &rows.map(|(what, count)| (what.to_owned(), count)), &broken);
+    assert!(broken.is_empty(), "a power cut broke a promise; the rows above say which");
+    assert!(sums.acknowledged > 0, "nothing was written");
 }

@@ -1,26 +1,25 @@
 //! Random histories, each from one seed: several lives with several faults, and strangers, until all is settled.
 //!
-//! `KVM_CLONE_HISTORIES` says how many, `KVM_CLONE_SOAK_SECONDS` for how long instead, `KVM_CLONE_SEED` from which seed
-//! on (alone: that one), `KVM_CLONE_TRACE` has a broken one tell every operation. What happened is printed as a table
-//! (`tally.rs`).
+//! `KVM_CLONE_HISTORIES` says how many (`tests/course`), `KVM_CLONE_TRACE` has a broken one tell every operation. What
+//! happened is printed as rows (`tally.rs`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
 use kvm_clone::world::{FaultKind, Side};
 
+use crate::course::{Course, Violation, said_by};
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
+use crate::gone::end_from_record;
 use crate::history::{History, LANDING_MILLIS_MAX, Life};
 use crate::scene::Shape;
 use crate::seed::Seed;
 use crate::strangers::{Act, DISTURBING, HARMLESS, Strangers};
-use crate::tally::{Tally, Violation};
+use crate::tally::Tally;
 
 const HISTORIES_DEFAULT: u64 = 20_000;
 /// A little more than a clean clone of three disks takes.
@@ -123,11 +122,7 @@ fn history(number: u64) -> Tally {
     let story = match lived {
         Ok(Ok(())) => return tally,
         Ok(Err(story)) => story,
-        Err(payload) => {
-            let said = payload.downcast_ref::<String>().map(String::as_str);
-            let said = said.or_else(|| payload.downcast_ref::<&str>().copied());
-            format!("panic: {}", said.unwrap_or("without words"))
-        }
+        Err(payload) => format!("panic: {}", said_by(&*payload)),
     };
     tally.violations.push(Violation { seed: number, story, replay: replay(number) });
     tally
@@ -175,6 +170,16 @@ fn live(number: u64, tally: &mut Tally) -> Result<(), String> {
             if seed.chance(if asked { 80 } else { 25 }) { AttemptPurpose::Rollback } else { AttemptPurpose::Resume };
         asked |= purpose == AttemptPurpose::Rollback;
     }
+    // Now and then the controller's disk is gone. Whoever recovers may die as well.
+    let mut losing = Seed::new(number.rotate_left(17));
+    if settled.is_none() && !disturbing && losing.chance(8) {
+        history.scene.world.with(|core| core.count("controller's disk lost"));
+        let dies_at = losing.below(OPERATIONS_OF_A_LIFE);
+        history.recover_from(false, FaultPlan::at(dies_at, Fault::Crash, Effect::First));
+        let verdict = end_from_record(&mut history);
+        tally.told_by(&history, "recovered from its record");
+        return verdict.map_err(|broken| history.report(&broken, &replay(number)));
+    }
     // Now and then somebody gives it up instead. What that person may not give up is brought to its end.
     let mut giving_up = Seed::new(!number);
     if settled.is_none() && giving_up.chance(8) {
@@ -196,10 +201,7 @@ fn live(number: u64, tally: &mut Tally) -> Result<(), String> {
         if open { history.settle(if settled.is_some() { AttemptPurpose::Resume } else { purpose }) } else { settled };
     let verdict = history.verdict(ending.as_ref(), asked);
     let verdict = verdict.and_then(|()| still_so(&mut history, ending.as_ref(), asked));
-    tally.lives = history.lives;
-    tally.operations = history.operations;
-    tally.faults = history.scene.world.with(|core| std::mem::take(&mut core.struck));
-    tally.endings.insert(name_of(ending.as_ref()), 1);
+    tally.told_by(&history, name_of(ending.as_ref()));
     verdict.map_err(|broken| history.report(&broken, &replay(number)))
 }
 
@@ -220,61 +222,34 @@ fn still_so(history: &mut History, ending: Option<&Ending>, asked: bool) -> Resu
     history.verdict(ending, asked)
 }
 
-/// Seeds to be lived through: from one on, at most so many, for at most so long.
-struct Course {
-    first: u64,
-    count: Option<u64>,
-    bound: Option<Duration>,
-}
-
-impl Course {
-    fn of_environment() -> Self {
-        let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-        let seed = number("KVM_CLONE_SEED");
-        let bound = number("KVM_CLONE_SOAK_SECONDS").map(Duration::from_secs);
-        let count = match (number("KVM_CLONE_HISTORIES"), seed, bound) {
-            (None, None, None) => Some(HISTORIES_DEFAULT),
-            (None, Some(_), None) => Some(1),
-            (count, ..) => count,
-        };
-        Self { first: seed.unwrap_or(0), count, bound }
-    }
-
-    /// Lives them on all cores.
-    fn run(&self) -> (Tally, Duration) {
-        let began = Instant::now();
-        let (next, ended) = (AtomicU64::new(0), AtomicBool::new(false));
-        let total = Mutex::new(Tally::default());
-        let work = || {
-            let mut mine = Tally::default();
-            while !ended.load(Ordering::Relaxed) && self.bound.is_none_or(|bound| began.elapsed() < bound) {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if self.count.is_some_and(|count| index >= count) {
-                    break;
-                }
-                mine.add(history(self.first + index));
-                // One that breaks everything need not break it a million times.
-                if mine.violations.len() >= VIOLATIONS_MAX {
-                    ended.store(true, Ordering::Relaxed);
-                }
+/// Lives the whole course on all cores that this process may use.
+fn run(course: &Course) -> Tally {
+    let total = Mutex::new(Tally::default());
+    let work = || {
+        let mut mine = Tally::default();
+        while let Some(seed) = course.next() {
+            mine.add(history(seed));
+            // One that breaks everything need not break it a million times.
+            if mine.violations.len() >= VIOLATIONS_MAX {
+                course.end();
             }
-            total.lock().unwrap().add(mine);
-        };
-        thread::scope(|scope| {
-            for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
-                scope.spawn(work);
-            }
-        });
-        (total.into_inner().unwrap(), began.elapsed())
-    }
+        }
+        total.lock().unwrap().add(mine);
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    total.into_inner().unwrap()
 }
 
 #[test]
 fn random_histories_keep_every_promise() {
-    let course = Course::of_environment();
-    let (mut tally, took) = course.run();
+    let course = Course::of_environment("KVM_CLONE_HISTORIES", HISTORIES_DEFAULT);
+    let mut tally = run(&course);
     tally.violations.sort_by_key(|violation| violation.seed);
-    println!("{}", tally.rows(took));
+    tally.print(&course);
     assert!(tally.histories > 0, "no history was lived");
     if let Some(first) = tally.violations.first() {
         panic!("{} of {} histories, the first: {}", tally.violations.len(), tally.histories, first.story);

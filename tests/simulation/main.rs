@@ -22,6 +22,8 @@ mod abandoned;
 mod conformance;
 mod content;
 mod copy;
+#[path = "../course/mod.rs"]
+mod course;
 mod crashes;
 mod definition;
 mod durability;

@@ -1,18 +1,9 @@
-//! What a run of many histories did, as a table that can be added up over several runs: one row a count, three columns
-//! divided by tabs (`simulation`, what, how many). A violation has its own row, with its seed and the command that
-//! replays it.
+//! What a run of many histories did, as rows that can be added up over several runs.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-/// One broken promise.
-pub struct Violation {
-    pub seed: u64,
-    /// The whole story; its first line says what was broken.
-    pub story: String,
-    /// What a person types to see it again.
-    pub replay: String,
-}
+use crate::course::{Course, Violation, print_rows};
+use crate::history::History;
 
 /// Counts of one history, or of many.
 #[derive(Default)]
@@ -27,6 +18,14 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Takes in what one history came to.
+    pub fn told_by(&mut self, history: &History, ending: &'static str) {
+        self.lives += history.lives;
+        self.operations += history.operations;
+        self.faults = history.scene.world.with(|core| std::mem::take(&mut core.struck));
+        self.endings.insert(ending, 1);
+    }
+
     pub fn add(&mut self, other: Self) {
         self.histories += other.histories;
         self.lives += other.lives;
@@ -44,25 +43,19 @@ impl Tally {
         self.faults.iter().filter(|(kind, _)| kind.starts_with("power cut")).map(|(_, count)| count).sum()
     }
 
-    /// The table.
-    pub fn rows(&self, took: Duration) -> String {
+    /// Prints all of it.
+    pub fn print(&self, course: &Course) {
         let mut rows: Vec<(String, u64)> = vec![
+            ("seconds".to_owned(), course.took().as_secs()),
+            ("first seed".to_owned(), course.first()),
             ("histories".to_owned(), self.histories),
             ("lives of a controller".to_owned(), self.lives),
             ("operations".to_owned(), self.operations),
-            ("seconds".to_owned(), took.as_secs()),
             ("faults".to_owned(), self.faults.values().sum()),
             ("power cuts".to_owned(), self.power_cuts()),
         ];
         rows.extend(self.faults.iter().map(|(kind, count)| (format!("fault: {kind}"), *count)));
         rows.extend(self.endings.iter().map(|(ending, count)| (format!("ending: {ending}"), *count)));
-        rows.push(("violations".to_owned(), self.violations.len() as u64));
-        let mut table: String = rows.iter().map(|(what, count)| format!("simulation\t{what}\t{count}\n")).collect();
-        let broken = self.violations.iter().map(|Violation { seed, story, replay }| {
-            let what = story.lines().next().unwrap_or_default();
-            format!("simulation-violation\t{seed}\t{what}\t{replay}\n")
-        });
-        table.extend(broken);
-        table
+        print_rows("simulation", &rows, &self.violations);
     }
 }
