@@ -157,6 +157,9 @@ pub(super) fn remove_staging(host: &dyn Host, dir: &DirectoryV1) -> Result<(), F
     }
     if host.stat(&parent(dir))?.is_some() {
         host.sync(&parent(dir))?;
+    }
+    // Whoever still uses it removes it. Without an owner lock nothing of ours is here, and the agent removes nothing.
+    if is_parent_unused(host, dir)? {
         match host.remove_dir(&parent(dir)) {
             Err(fault) if fault.kind == FaultKind::NotEmpty => {}
             removed => removed?,
