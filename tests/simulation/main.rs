@@ -42,6 +42,7 @@ mod notebook;
 mod oracle;
 mod overtaken;
 mod planning;
+mod removed;
 mod rivals;
 mod scene;
 mod seed;
