@@ -60,13 +60,15 @@ pub fn conclude(
     let access = |endpoint| Access::from_endpoint(endpoint).map_err(CliError::from);
     let (source, destination) = (access(&plan.request.source)?, access(&plan.request.destination)?);
     let world = RealWorld::new(session.connector()?, source, destination, Some(plan.txn));
+    let ended_before = matches!(journal.records().last().map(|record| &record.event), Some(EventV1::Finished { .. }));
     let mut watcher = Watcher::new(plan, &session.live, &session.terminal);
     let ending = act(&world, journal, &mut watcher).map_err(|error| journal_error(&error))?;
     drop(watcher);
     // The attempt has ended: nobody drives it any more.
     let log = TransactionLog::of(journal.records(), false, session.live.read(journal.txn()))
         .map_err(|error| journal_error(&damaged(journal, error.to_string())))?;
-    Ok(Conclusion::new(ending, log, session.program()))
+    let conclusion = Conclusion::new(ending, log, session.program());
+    Ok(if ended_before { conclusion.of_before() } else { conclusion })
 }
 
 fn plan_of(journal: &dyn Journal) -> Result<PlanV1, JournalError> {

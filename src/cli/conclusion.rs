@@ -8,6 +8,7 @@ use super::terminal::Terminal;
 use crate::engine::Ending;
 use crate::report::quantity::{bytes, printable};
 use crate::report::show::{stuck, suggestions};
+use crate::report::status::Status;
 use crate::report::transaction::TransactionLog;
 
 /// The end of one attempt.
@@ -33,6 +34,10 @@ impl Conclusion {
                 warnings = left;
                 done = Some(cloned(&log));
             }
+            Ending::CloneGone { missing, orphans } => {
+                let (message, hint) = clone_gone(&log.transaction_id, &log.destination.host, &missing, &orphans);
+                error = Some(CliError::new(status, message, hint));
+            }
             Ending::RolledBack { failure: None } => done = Some(rolled_back(&log)),
             Ending::RolledBack { failure: Some(failure) } => {
                 let message = format!("{}\n{}", failure.message, rolled_back(&log));
@@ -54,6 +59,16 @@ impl Conclusion {
             error.suggestions = suggestions(&log, program);
         }
         Self { status, log, warnings, done, error }
+    }
+
+    /// Of an attempt that found everything ended before, and so asked no host: nothing is claimed of the world as it is now.
+    #[must_use]
+    pub fn of_before(mut self) -> Self {
+        if self.done.is_some() {
+            self.warnings.extend(self.log.warnings.iter().cloned());
+            self.done = Some(ended_before(&self.log));
+        }
+        self
     }
 
     /// Tells all of it: the end of a command that made one attempt.
@@ -107,6 +122,30 @@ fn cloned(log: &TransactionLog) -> String {
         bytes(sent),
         log.transaction_id,
     )
+}
+
+fn ended_before(log: &TransactionLog) -> String {
+    let what = if log.status == Status::RolledBack { "was already rolled back" } else { "already finished" };
+    let when = log.completed_at.as_deref().unwrap_or("an unknown time");
+    format!(
+        "Transaction {} ({} → {} on {}) {what} at {when}: nothing was done now, and no host was asked.",
+        log.transaction_id, log.source.vm_name, log.destination.vm_name, log.destination.host
+    )
+}
+
+/// What is said of a clone that somebody removed after its commit: message and hint.
+pub fn clone_gone(txn: &str, host: &str, missing: &[String], orphans: &[String]) -> (String, String) {
+    let lines =
+        |start: String, what: &[String]| what.iter().fold(start, |text, line| format!("{text}\n  {}", printable(line)));
+    let host = printable(host);
+    let gone = format!(
+        "transaction {txn} was committed, but somebody removed the clone or a part of it since. No longer on {host}:"
+    );
+    let mut message = lines(gone, missing);
+    if !orphans.is_empty() {
+        message = lines(format!("{message}\nLeft on {host}, and used by no VM that kvm-clone made:"), orphans);
+    }
+    (message, "if that was not meant, run the clone again; what is left is for you to remove".to_owned())
 }
 
 fn abandoned(log: &TransactionLog, left: Option<Vec<String>>) -> String {

@@ -21,7 +21,7 @@ pub enum ExitStatus {
     Suspended = 3,
     /// Stuck: a person must act.
     Stuck = 4,
-    /// Refused after looking, nothing touched; also the rollback of a committed transaction and the resume of one that
+    /// Refused after looking, nothing touched, or what was reserved was undone; also the rollback of a committed transaction and the resume of one that
     /// is rolling back.
     Refused = 5,
     /// A journal is damaged, or newer than this program.
@@ -56,7 +56,8 @@ impl ExitStatus {
             Ending::Committed { .. } | Ending::RolledBack { failure: None } | Ending::Abandoned { .. } => Self::Done,
             Ending::RolledBack { failure: Some(failure) } => Self::of_failure(failure, Self::RolledBack),
             Ending::Suspended(failure) => Self::of_failure(failure, Self::Suspended),
-            Ending::Stuck(_) => Self::Stuck,
+            // A person removed it, and a person must know: a script must not take it for a clone.
+            Ending::Stuck(_) | Ending::CloneGone { .. } => Self::Stuck,
             Ending::Refused(failure) => Self::of_failure(failure, Self::Refused),
         }
     }
@@ -113,6 +114,7 @@ mod tests {
             (Ending::Suspended(failure(7)), ExitStatus::Held),
             (Ending::Suspended(failure(99)), ExitStatus::Suspended),
             (Ending::Refused(failure(5)), ExitStatus::Refused),
+            (Ending::CloneGone { missing: vec!["the VM web02".into()], orphans: Vec::new() }, ExitStatus::Stuck),
         ] {
             assert_eq!(ExitStatus::of_ending(&ending), status, "{ending:?}");
         }

@@ -15,6 +15,7 @@ pub fn list(session: &Session) -> Result<ExitStatus, CliError> {
     let mut rows: Vec<(UnixMillis, ListEntry)> = Vec::new();
     let mut values: Vec<Value> = Vec::new();
     let mut status = ExitStatus::Done;
+    session.warn_of_no_state();
     for txn in session.transactions()? {
         match session.see(txn) {
             Ok(Seen { log, began }) => {
@@ -32,7 +33,7 @@ pub fn list(session: &Session) -> Result<ExitStatus, CliError> {
     }
     session.terminal.result(&values, || {
         if rows.is_empty() {
-            return format!("no transactions in {}\n", session.state.path().display());
+            return format!("no transactions in {}\n", session.state.in_words());
         }
         table(&rows, now())
     });

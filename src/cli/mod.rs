@@ -94,6 +94,17 @@ enum Command {
     Journal(journal::JournalCommand),
 }
 
+impl Command {
+    /// Does it change anything, besides telling?
+    fn acts(&self) -> bool {
+        match self {
+            Self::Run(args) => !args.dry_run(),
+            Self::Resume(_) | Self::Rollback(_) | Self::Recover(_) | Self::Abandon(_) => true,
+            Self::List | Self::Show(_) | Self::Vms(_) | Self::Journal(_) => false,
+        }
+    }
+}
+
 /// Runs the command line and gives the exit status.
 pub fn main() -> ExitCode {
     keep_blocks();
@@ -103,6 +114,7 @@ pub fn main() -> ExitCode {
     };
     let terminal = Terminal::new(cli.global.json, cli.global.quiet, cli.global.verbose);
     terminal.start_logging();
+    let acts = cli.command.acts();
     let ended =
         Session::open(cli.global.state_dir.as_deref(), terminal.clone()).and_then(|session| match cli.command {
             Command::Run(args) => run::run(&args, &session),
@@ -119,7 +131,9 @@ pub fn main() -> ExitCode {
         terminal.error(&error);
         error.exit
     });
-    status.into()
+    // Of what was done the status speaks; where there was only something to tell, an untold result is no success.
+    let untold = status == ExitStatus::Done && !acts && terminal.is_unwritten();
+    if untold { ExitStatus::Refused } else { status }.into()
 }
 
 /// Lets the allocator keep what a copy frees: its blocks come and go at the rate of the copy, and asking the kernel for each

@@ -71,6 +71,7 @@ pub fn recover(args: &RecoverArgs, session: &Session) -> Result<ExitStatus, CliE
         };
         return recover_from(&wanted, session);
     }
+    session.warn_of_no_state();
     let mut worst = ExitStatus::Done;
     let mut values = Vec::new();
     let mut text = String::new();
@@ -88,7 +89,8 @@ pub fn recover(args: &RecoverArgs, session: &Session) -> Result<ExitStatus, CliE
             }
         }
     }
-    session.terminal.result(&values, || if values.is_empty() { "nothing is unfinished\n".to_owned() } else { text });
+    let nothing = || format!("nothing is unfinished in {}\n", session.state.in_words());
+    session.terminal.result(&values, || if values.is_empty() { nothing() } else { text });
     Ok(worst)
 }
 

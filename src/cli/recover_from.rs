@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use journal_format::{ControllerId, TxnId};
 use serde_json::{Value, json};
 
+use super::conclusion::clone_gone;
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
@@ -197,6 +198,10 @@ fn told(ending: Ending, txn: TxnId, wanted: &FromHost<'_>, session: &Session) ->
         Ending::Stuck(finding) => {
             let message = format!("transaction {txn} is stuck{}", stuck(wanted.host, &finding));
             Outcome::failed(CliError::new(status, message, "once that is gone, run it again"))
+        }
+        Ending::CloneGone { missing, orphans } => {
+            let (message, hint) = clone_gone(&txn.to_string(), wanted.host, &missing, &orphans);
+            Outcome::failed(CliError::new(status, message, hint))
         }
         Ending::Abandoned { .. } => Outcome::told(status, "abandoned"),
     }

@@ -19,7 +19,7 @@ use crate::journal::FileJournal;
 use crate::plan::Circumstances;
 use crate::preflight::{self, Prepared, Report, Unfinished};
 use crate::report::plan::{PlanView, human};
-use crate::report::show::suggestions;
+use crate::report::show::{suggestions, typed};
 use crate::report::status::Status;
 use crate::request::{ByteRate, ChunkSize, Request, Target};
 use crate::survey::SurveyError;
@@ -130,15 +130,20 @@ fn unfinished(session: &Session) -> Result<Vec<Unfinished>, CliError> {
     let mut unfinished = Vec::new();
     for txn in session.transactions()? {
         match session.see(txn) {
-            Ok(Seen { log, .. }) if log.status.is_unfinished() => {
+            Ok(Seen { log, .. }) if log.status.is_unfinished() || log.status == Status::Abandoned => {
+                let abandoned = log.status == Status::Abandoned;
                 let commands = suggestions(&log, session.program());
-                let commands: Vec<_> = commands.iter().map(|one| format!("`{}`", one.command)).collect();
+                let mut commands: Vec<_> = commands.iter().map(|one| format!("`{}`", one.command)).collect();
+                if abandoned {
+                    commands.push(format!("`{}`", typed(&log, "abandon", session.program())));
+                }
                 let advice = if commands.is_empty() { "wait for its end".to_owned() } else { commands.join(" or ") };
                 unfinished.push(Unfinished {
                     txn,
                     destination_machine_id: log.destination.machine_id,
                     new_name: log.destination.vm_name,
                     running: log.status == Status::Running,
+                    abandoned,
                     advice: format!("First {advice}; or choose another name with --new-name."),
                 });
             }
@@ -181,6 +186,11 @@ fn blocked(report: &Report) -> CliError {
 }
 
 impl RunArgs {
+    /// Is only the plan wanted?
+    pub fn dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// What was typed, as a request. Contacts nobody.
     fn request(&self) -> Result<Request, CliError> {
         let mut request = Request::new(self.source.parse()?, self.destination.parse()?, self.vm.parse()?);

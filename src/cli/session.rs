@@ -67,7 +67,14 @@ impl Session {
         self.state.transactions().map_err(|error| CliError::journal(&error, ExitStatus::Refused))
     }
 
-    /// The flag that Ctrl-C and SIGTERM raise. From the first call on they end nothing by themselves.
+    /// JSON has no place for it: an empty list may come of a state directory that was named wrong.
+    pub fn warn_of_no_state(&self) {
+        if self.terminal.is_json() && !self.state.path().exists() {
+            self.terminal.warning(&format!("the state directory {} does not exist", self.state.path().display()));
+        }
+    }
+
+    /// The flag that Ctrl-C, SIGTERM and SIGHUP raise. From the first call on they end nothing by themselves.
     pub fn interrupt(&self) -> Result<Interrupt, CliError> {
         if let Some(interrupt) = self.interrupt.get() {
             return Ok(interrupt.clone());

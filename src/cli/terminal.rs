@@ -1,8 +1,10 @@
 //! The terminal: results to standard output, everything else to standard error. With `--json` standard output carries
 //! one JSON value and nothing else.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::rc::Rc;
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
@@ -20,6 +22,8 @@ pub struct Terminal {
     quiet: bool,
     verbose: bool,
     bars: MultiProgress,
+    /// Standard output took no result. Clones share it.
+    unwritten: Rc<Cell<bool>>,
 }
 
 impl Terminal {
@@ -27,7 +31,7 @@ impl Terminal {
     pub fn new(json: bool, quiet: bool, verbose: bool) -> Self {
         let drawing = io::stderr().is_terminal() && !quiet;
         let target = if drawing { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { json, quiet, verbose, bars: MultiProgress::with_draw_target(target) }
+        Self { json, quiet, verbose, bars: MultiProgress::with_draw_target(target), unwritten: Rc::default() }
     }
 
     /// Lets log messages (`KVM_CLONE_LOG`, by default warnings) go to standard error, above the progress bars.
@@ -67,13 +71,16 @@ impl Terminal {
 
     /// What was asked for: on standard output, as JSON or for people.
     pub fn result(&self, value: &impl Serialize, human: impl FnOnce() -> String) {
-        if !self.json {
-            return to_stdout(&human());
+        let text = if self.json { serde_json::to_string_pretty(value).map(|text| text + "\n") } else { Ok(human()) };
+        if let Err(error) = text.map_err(io::Error::from).and_then(|text| to_stdout(text.as_bytes())) {
+            self.unwritten.set(true);
+            self.line(&format!("error: the result cannot be written to standard output: {error}"));
         }
-        match serde_json::to_string_pretty(value) {
-            Ok(text) => to_stdout(&(text + "\n")),
-            Err(error) => self.line(&format!("error: the result cannot be written as JSON: {error}")),
-        }
+    }
+
+    /// Whether a result could not be written.
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten.get()
     }
 
     /// Something that happens: on standard error, unless `--quiet`.
@@ -130,10 +137,13 @@ fn indented(indent: &str, text: &str) -> String {
     text.trim_end().lines().map(printable).collect::<Vec<_>>().join(&format!("\n{indent}"))
 }
 
-fn to_stdout(text: &str) {
+fn to_stdout(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    // A reader that has seen enough (`| head`) is no failure of ours.
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        // A reader that has seen enough (`| head`) is no failure of ours.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Writes log lines without tearing the bars.

@@ -1,5 +1,7 @@
 //! `vms HOST…`: which VMs there are.
 
+use std::fmt::Write;
+
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -9,7 +11,7 @@ use super::exit::ExitStatus;
 use super::session::Session;
 use crate::domain::Definition;
 use crate::host::{Access, Address, Connector, Role};
-use crate::report::quantity::bytes;
+use crate::report::quantity::{bytes, printable};
 use crate::report::table::lay_out;
 use crate::world::{DomainFacts, DomainState, Fault, FaultKind, Host};
 
@@ -52,10 +54,14 @@ pub fn vms(args: &VmsArgs, session: &Session) -> Result<ExitStatus, CliError> {
     let mut status = ExitStatus::Done;
     let mut views: Vec<VmView> = Vec::new();
     let mut failures: Vec<Value> = Vec::new();
+    let mut empty: Vec<String> = Vec::new();
     for address in addresses {
         let access = Access::new(address.clone(), args.ssh_key.clone());
         match look(&connector, &access) {
-            Ok(found) => views.extend(found),
+            Ok(found) => {
+                empty.extend(found.is_empty().then(|| address.to_string()));
+                views.extend(found);
+            }
             Err(fault) => {
                 let error = CliError::before_begun(&fault);
                 status = status.worse(error.exit);
@@ -65,7 +71,7 @@ pub fn vms(args: &VmsArgs, session: &Session) -> Result<ExitStatus, CliError> {
         }
     }
     let values: Vec<Value> = views.iter().map(|view| json!(view)).chain(failures).collect();
-    session.terminal.result(&values, || table(&views));
+    session.terminal.result(&values, || table(&views, &empty));
     Ok(status)
 }
 
@@ -113,9 +119,18 @@ fn view(host: &dyn Host, facts: &DomainFacts) -> Result<VmView, Fault> {
     })
 }
 
-fn table(views: &[VmView]) -> String {
+/// `empty`: hosts that answered and have no VM.
+fn table(views: &[VmView], empty: &[String]) -> String {
+    let mut text = vms_table(views);
+    for host in empty {
+        let _ = writeln!(text, "no VMs on {}", printable(host));
+    }
+    text
+}
+
+fn vms_table(views: &[VmView]) -> String {
     if views.is_empty() {
-        return "no VMs\n".to_owned();
+        return String::new();
     }
     let size = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), bytes);
     let disk = |disk: &DiskView| {

@@ -16,8 +16,8 @@ use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
 use crate::domain::{same, uncarried_image};
 use crate::failure::Failure;
 use crate::history::Last;
-use crate::steps::Context;
 use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX, parent_of};
+use crate::steps::{self, Context};
 use crate::world::{DomainState, FaultKind, Host, OwnerLock, ProcessId, Side, World};
 
 /// A silent agent ends by itself after 30 s.
@@ -137,7 +137,7 @@ pub(super) fn check_machine(host: &dyn Host, machine_id: &str) -> Result<(), Fai
 
 /// Everything that a step of this plan may change on the destination, besides the host record and the claims.
 pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
-    let mut paths = vec![crate::steps::torn_definition(&plan.request.new_name)];
+    let mut paths = vec![steps::torn_definition(&plan.request.new_name)];
     for directory in &plan.directories {
         paths.push(format!("{}/.kvm-clone", directory.path));
         paths.push(directory.staging.clone());
@@ -247,10 +247,7 @@ pub(super) fn open_source(context: &mut Context) -> Result<(), Failure> {
     for image in &context.plan.images {
         match source.lock_image(&image.source_path) {
             Err(fault) if fault.kind == FaultKind::NotFound => {
-                return Err(Failure::turn_back(
-                    format!("{} on {} is gone", image.source_path, source.name()),
-                    "bring the image back, then clone again",
-                ));
+                return Err(steps::source_not_there(source.as_ref(), &image.source_path));
             }
             locked => drop(locked?),
         }
@@ -303,7 +300,7 @@ fn still_leads_to_image(context: &Context, image: u32) -> Result<(), Failure> {
     if leads_to.as_ref() == Some(&planned.source_path) {
         return Ok(());
     }
-    let now = leads_to.unwrap_or_else(|| "nothing".to_owned());
+    let Some(now) = leads_to else { return Err(steps::source_not_there(source.as_ref(), &planned.reached_by)) };
     Err(Failure::turn_back(
         format!("{} of the source VM leads to {now} now, not to {}", planned.role, planned.source_path),
         "clone again",
@@ -336,10 +333,7 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
     let planned = context.image(image)?;
     let (path, target) = (planned.source_path.clone(), planned.role.to_string());
     let Some(stat) = source.stat(&path)? else {
-        return Err(Failure::turn_back(
-            format!("{path} on {} is gone", source.name()),
-            "bring the image back, then clone again",
-        ));
+        return Err(steps::source_not_there(source.as_ref(), &path));
     };
     let seen = SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns };
     let transfer = StepV1::TransferImage { image };

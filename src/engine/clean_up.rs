@@ -1,6 +1,6 @@
 //! Clean-up, after the commit: forward only. What fails is named, left and tried again; it never fails the clone.
 
-use journal_format::{CleanUpStepV1, EndV1, EventV1, FailureV1, OutcomeV1, StepRef};
+use journal_format::{CleanUpStepV1, EndV1, EventV1, FailureV1, ImageV1, OutcomeV1, StepRef};
 
 use super::Ending;
 use super::forward::LateLanding;
@@ -16,6 +16,8 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
     let plan = context.plan.clone();
     let mut left: Vec<FailureV1> = Vec::new();
     let mut late = LateLanding::default();
+    // Without the record the clean-up had ended: what became of the clone since is its owner's affair.
+    let present = if record { present_images(context) } else { Vec::new() };
     for (index, planned) in (0u32..).zip(&plan.clean_up) {
         // Without the record everything before its removal had ended; people may have changed the clone since.
         if !record && *planned != CleanUpStepV1::RemoveRecord {
@@ -39,24 +41,56 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
             }
         }
     }
+    if left.is_empty() {
+        context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::Committed })?;
+    }
     let finished = !record || context.is_cleaned_up(CleanUpStepV1::FinishDomain);
     match left.first() {
-        None => {
-            context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::Committed })?;
-            Ok(Ending::Committed { warnings: Vec::new() })
-        }
         Some(failure) if !finished => Ok(Ending::Suspended(FailureV1 { exit: 3, ..failure.clone() })),
-        Some(_) => Ok(Ending::Committed { warnings: left.into_iter().map(|failure| failure.message).collect() }),
+        Some(_) | None => {
+            let warnings = left.into_iter().map(|failure| failure.message).collect();
+            Ok(gone(context, &present).unwrap_or(Ending::Committed { warnings }))
+        }
     }
+}
+
+/// What somebody removed since the commit. `present`: the clone's disks under their final names, by image, before the staging
+/// names went; `None` where that cannot be told.
+fn gone(context: &Context, present: &[Option<bool>]) -> Option<Ending> {
+    let defined = !matches!(context.clean_up_outcome(CleanUpStepV1::FinishDomain), Some(OutcomeV1::AlreadySo));
+    let mut missing = Vec::new();
+    if !defined {
+        missing.push(format!("the VM {}", context.plan.request.new_name));
+    }
+    let images = || context.plan.images.iter().zip(present).map(|(image, present)| (&image.final_path, *present));
+    missing.extend(images().filter(|(_, present)| *present == Some(false)).map(|(path, _)| path.clone()));
+    let orphans = images().filter(|(_, present)| !defined && *present == Some(true)).map(|(path, _)| path.clone());
+    (!missing.is_empty()).then(|| Ending::CloneGone { orphans: orphans.collect(), missing })
+}
+
+/// Which disks of the clone are there under their final names. Where a filesystem is not mounted nothing is known.
+fn present_images(context: &Context) -> Vec<Option<bool>> {
+    let host = context.destination.as_ref();
+    let look = |image: &ImageV1| {
+        let directory = context.directory(image.directory).ok()?;
+        steps::must_be_in_place(host, directory).ok()?;
+        Some(host.stat(&image.final_path).ok()?.is_some())
+    };
+    context.plan.images.iter().map(look).collect()
 }
 
 fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1, late: &mut LateLanding) -> Result<(), Failure> {
     let step = steps::clean_up_step(planned);
     let place = StepRef::CleanUp(index);
     let last = context.recorder.history().step(place).map_or(Last::None, |step| step.last);
+    // A clone that somebody removed is recorded as such, also when that came after it was finished.
+    let mut outcome = OutcomeV1::Nothing;
+    let known = context.clean_up_outcome(planned).cloned();
     match late.look_twice(context, step.lands_late(), last, &|| step.probe(context))? {
-        Probe::Ours(_) if last == Last::Done => return Ok(()),
-        Probe::Ours(_) => {}
+        Probe::Ours(seen) if last == Last::Done && (seen == OutcomeV1::Nothing || known.as_ref() == Some(&seen)) => {
+            return Ok(());
+        }
+        Probe::Ours(seen) => outcome = seen,
         Probe::Absent | Probe::Partial | Probe::InUse(_) => {
             if last != Last::Started {
                 context.recorder.append(context.world.now(), EventV1::Started { step: place })?;
@@ -66,7 +100,7 @@ fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1, late: &mut
         Probe::Foreign(found) => return Err(foreign(context, step.as_ref(), &found)),
     }
     step.settle(context)?;
-    Ok(context.recorder.append(context.world.now(), EventV1::Done { step: place, outcome: OutcomeV1::Nothing })?)
+    Ok(context.recorder.append(context.world.now(), EventV1::Done { step: place, outcome })?)
 }
 
 /// Everything durable, and one more probe of everything: after this the destination forgets the transaction.

@@ -25,6 +25,7 @@ pub(super) fn forward(context: &mut Context) -> Result<(), Failure> {
     for directory in &context.plan.directories {
         steps::must_be_in_place(context.destination.as_ref(), directory)?;
     }
+    name_must_be_free(context)?;
     let mut late = LateLanding::default();
     for _ in 0..REOPENINGS_MAX {
         if all_steps(context, &mut late)? == Pass::Through && ready(context)? {
@@ -35,6 +36,28 @@ pub(super) fn forward(context: &mut Context) -> Result<(), Failure> {
         format!("steps had to be opened again {REOPENINGS_MAX} times"),
         "see what removes or changes our files on the destination, then resume",
     ))
+}
+
+/// The claim keeps other clones away, and nobody else. A name that is taken is told before the transfer, not after it.
+fn name_must_be_free(context: &mut Context) -> Result<(), Failure> {
+    let step = steps::step(StepV1::DefineDomain);
+    if last_of(context, StepV1::DefineDomain) != Last::None {
+        return Ok(());
+    }
+    let Probe::Foreign(found) = step.probe(context)? else { return Ok(()) };
+    let place = context.place_of(StepV1::DefineDomain)?;
+    let failure = taken(context, step.as_ref(), &found);
+    Err(failed(context, place, failure)?)
+}
+
+/// Somebody else has what a step needs.
+fn taken(context: &Context, step: &dyn Step, found: &str) -> Failure {
+    step.foreign(context).unwrap_or_else(|| {
+        Failure::turn_back(
+            format!("expected {} on {}, found {found}", step.expected(context), context.destination.name()),
+            "remove it or choose another name, then clone again",
+        )
+    })
 }
 
 #[derive(PartialEq, Eq)]
@@ -98,12 +121,7 @@ fn advance(context: &mut Context, place: StepRef, planned: StepV1, late: &mut La
         }
         Decision::TurnBack => {
             let Probe::Foreign(found) = probe else { return Err(impossible(context, place)) };
-            let failure = step.foreign(context).unwrap_or_else(|| {
-                Failure::turn_back(
-                    format!("{} on {}: found {found}", step.expected(context), context.destination.name()),
-                    "remove it or choose another name, then clone again",
-                )
-            });
+            let failure = taken(context, step.as_ref(), &found);
             return Err(failed(context, place, failure)?);
         }
         Decision::Stop | Decision::Undo | Decision::RecordUndone => {

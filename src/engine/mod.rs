@@ -51,6 +51,13 @@ pub enum Ending {
         /// For people.
         warnings: Vec<String>,
     },
+    /// Committed and cleaned up as far as it goes, but somebody removed the clone, or disks of it, since (exit 4).
+    CloneGone {
+        /// What is no longer there, in words.
+        missing: Vec<String>,
+        /// The clone's disks that nothing uses any more: paths.
+        orphans: Vec<String>,
+    },
     /// The world is as before: because it was asked for (`None`, exit 0) or after a failure (exit 1, or its own).
     RolledBack {
         /// Why.

@@ -53,7 +53,7 @@ impl Access {
 /// What the agent is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Looking only, as the user is: enough for `vms`.
+    /// Looking only, as root where that can be had, else as the user is: enough for `vms`.
     Look,
     /// Looking only, as root: a survey.
     Survey,
@@ -65,7 +65,7 @@ pub enum Role {
 
 impl Role {
     fn privilege(self) -> Privilege {
-        if self == Self::Look { Privilege::User } else { Privilege::Root }
+        if self == Self::Look { Privilege::RootIfPossible } else { Privilege::Root }
     }
 
     fn on_the_wire(self) -> (Option<TxnId>, protocol::Role) {
@@ -152,7 +152,7 @@ impl Connector {
         let agent = launch::find_agent(given.as_deref()).map_err(|why| unusable(host, "start the agent", why))?;
         match access.address.target() {
             Target::Local => {
-                launch::start_here(&agent, privilege).map_err(|why| unusable(host, "start the agent", why))
+                launch::start_here(&agent, privilege).await.map_err(|why| unusable(host, "start the agent", why))
             }
             Target::Ssh(target) => {
                 let link = self.open_ssh(access, target).await?;

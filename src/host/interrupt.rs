@@ -1,10 +1,11 @@
-//! Ctrl-C and SIGTERM: a flag that the engine asks for and that ends long operations at once.
+//! Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed): a flag that the engine asks for and that ends long operations at once.
 //!
 //! It never ends anything by itself: what is under way on a host is finished or given up by whoever waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 
 /// Raised once, never lowered. Clones share one flag.
@@ -48,13 +49,15 @@ impl Interrupt {
         }
     }
 
-    /// Lets SIGINT and SIGTERM raise it, on a thread of its own, for the life of the process.
+    /// Lets SIGINT, SIGTERM and SIGHUP raise it, on a thread of its own, for the life of the process.
     pub fn raise_on_signals(&self) -> std::io::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let (mut interrupt, mut terminate) = {
+        let (mut interrupt, mut terminate, mut hangup) = {
             let _guard = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+            // Under `nohup` a closed terminal is meant to end nothing.
+            let hangup = if hangup_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, hangup)
         };
         let flag = self.clone();
         std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -62,6 +65,7 @@ impl Interrupt {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
+                    Some(()) = heard(hangup.as_mut()) => {}
                 }
                 flag.raise();
                 // The handlers stay: a second Ctrl-C must not kill what is being suspended cleanly.
@@ -72,10 +76,36 @@ impl Interrupt {
     }
 }
 
+/// The next signal; for ever none where nobody listens.
+async fn heard(signal: Option<&mut Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Was this process started with SIGHUP ignored?
+fn hangup_is_ignored() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
+}
+
+/// From the `SigIgn` line of `/proc/PID/status` (proc(5)): a mask in hexadecimal, in which signal 1 is the lowest bit.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn an_ignored_hangup_is_seen() {
+        assert!(ignores_hangup("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000000\n"));
+        assert!(!ignores_hangup("Name:\tx\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000000001\n"));
+        assert!(!ignores_hangup(""));
+    }
 
     #[tokio::test]
     async fn waiters_and_latecomers_see_it() {

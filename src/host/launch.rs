@@ -5,12 +5,14 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kvm_clone_agent::protocol::PROTOCOL_VERSION;
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::ssh::{SshError, SshLink};
 use super::transport::{Incoming, LastWords, Lifeline, Outgoing, PIPE_BYTES, Transport};
@@ -20,6 +22,8 @@ use crate::world::FaultKind;
 const INSTALLED_AGENT: &str = "/usr/lib/kvm-clone/agent";
 /// Bytes of an agent's binary, at most.
 const AGENT_BYTES_MAX: u64 = 64 << 20;
+/// How long `sudo -n true` may take on this machine.
+const SUDO_SECONDS_MAX: u64 = 20;
 /// The agent's name beside this program.
 const AGENT_NAME: &str = "kvm-clone-agent";
 
@@ -28,8 +32,8 @@ const AGENT_NAME: &str = "kvm-clone-agent";
 pub(super) enum Privilege {
     /// Yes: by `sudo -n` where the user is not.
     Root,
-    /// As the user is.
-    User,
+    /// Where that can be had; else as the user is.
+    RootIfPossible,
 }
 
 /// Finds the agent's binary: as given, else beside this program.
@@ -57,8 +61,9 @@ pub(super) fn find_agent(given: Option<&Path>) -> Result<PathBuf, String> {
 }
 
 /// Starts it on this machine, in a process group of its own: Ctrl-C is for the controller alone.
-pub(super) fn start_here(agent: &Path, privilege: Privilege) -> Result<Transport, String> {
-    let with_sudo = privilege == Privilege::Root && !nix::unistd::geteuid().is_root();
+pub(super) async fn start_here(agent: &Path, privilege: Privilege) -> Result<Transport, String> {
+    let root = nix::unistd::geteuid().is_root();
+    let with_sudo = !root && (privilege == Privilege::Root || sudo_works_here().await);
     let mut command = if with_sudo {
         let mut command = Command::new("sudo");
         command.arg("-n").arg("--").arg(agent);
@@ -99,6 +104,13 @@ pub(super) fn start_here(agent: &Path, privilege: Privilege) -> Result<Transport
     })
 }
 
+/// Does `sudo -n` give root to this user on this machine?
+async fn sudo_works_here() -> bool {
+    let mut sudo = Command::new("sudo");
+    sudo.args(["-n", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    matches!(timeout(Duration::from_secs(SUDO_SECONDS_MAX), sudo.status()).await, Ok(Ok(status)) if status.success())
+}
+
 /// Says what the host has: the user's number, the version of an installed agent, whether `sudo -n` works. No quotation
 /// mark but the outer ones, no `!` and no newline: every login shell hands it to `sh` as it is.
 const PROBE: &str = "exec sh -c '\
@@ -136,12 +148,13 @@ impl Probe {
 
 /// Receives the agent's bytes from stdin into a file that only we can read, and starts it. In memory if possible: there is
 /// room also on a host whose disks are full, and nothing is left when the power fails. Whether a filesystem runs programs is
-/// tried by running the empty file, whether there is room by filling it. The agent unlinks itself; `rm` is for one that could not start, and comes
-/// before any word: who is told of a controller that is gone may be ended by telling.
-/// `@` marks are filled in with constants.
+/// tried by running the empty file, whether there is room by filling it. What an interrupted start left an hour ago goes.
+/// The agent unlinks itself; `rm` is for one that could not start, and comes before any word: who is told of a controller
+/// that is gone may be ended by telling. `@` marks are filled in with constants.
 const RECEIVE: &str = "exec sh -c '\
     umask 077; f=; \
     for d in /dev/shm /run /tmp /var/tmp; do \
+        find \"$d\" -maxdepth 1 -type f -name \".kvm-clone-agent.????????\" -user \"$(id -u)\" -mmin +60 -delete 2>/dev/null; \
         f=$(mktemp \"$d/.kvm-clone-agent.XXXXXXXX\" 2>/dev/null) || { f=; continue; }; \
         chmod 700 \"$f\" && \"$f\" 2>/dev/null && head -c @SIZE /dev/zero 2>/dev/null >\"$f\" && break; \
         rm -f \"$f\"; f=; \
@@ -163,8 +176,9 @@ pub(super) async fn start_there(link: SshLink, agent: &Path, privilege: Privileg
             shorten(&probe.stderr)
         )));
     };
-    let with_sudo = privilege == Privilege::Root && uid != 0;
-    if with_sudo && said.sudo.as_deref() != Some("ok") {
+    let sudo_works = said.sudo.as_deref() == Some("ok");
+    let with_sudo = uid != 0 && (privilege == Privilege::Root || sudo_works);
+    if with_sudo && !sudo_works {
         return Err(unusable(format!(
             "the agent needs root, and `sudo -n` does not give it: {}. Log in as root (root@host), or let the user run \
              everything without a password (in /etc/sudoers.d: `USER ALL=(root) NOPASSWD: ALL`)",

@@ -39,6 +39,12 @@ pub enum StateDirError {
         "no state directory: neither --state-dir, KVM_CLONE_STATE_DIR, XDG_STATE_HOME nor HOME is set; give --state-dir"
     )]
     Unset,
+    /// Something else has its name.
+    #[error("the state directory {path} is not a directory; give one with --state-dir")]
+    NotADirectory {
+        /// The path.
+        path: String,
+    },
     /// It cannot be read.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -57,12 +63,12 @@ pub enum StateDirError {
         given: String,
     },
     /// No transaction has these digits.
-    #[error("no transaction {given} in {path}; `kvm-clone list` shows those that are there")]
+    #[error("no transaction {given} in {place}; `kvm-clone list` shows those that are there")]
     Unknown {
         /// What was given.
         given: String,
-        /// The state directory.
-        path: String,
+        /// The state directory, in words.
+        place: String,
     },
     /// Several have.
     #[error("{given} could be any of {}; give more digits", candidates.iter().map(TxnId::to_string).collect::<Vec<_>>().join(", "))]
@@ -78,6 +84,9 @@ impl StateDir {
     /// The state directory at a path, made absolute; it need not exist.
     pub fn at(path: &Path) -> Result<Self, StateDirError> {
         let absolute = std::path::absolute(path).map_err(failed(path, "make absolute"))?;
+        if absolute.exists() && !absolute.is_dir() {
+            return Err(StateDirError::NotADirectory { path: absolute.display().to_string() });
+        }
         // Where it exists the real path counts: it names the controller.
         Ok(Self { path: absolute.canonicalize().unwrap_or(absolute) })
     }
@@ -107,6 +116,12 @@ impl StateDir {
     /// Its absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its path for people, and that it does not exist where it does not: then a wrong one may have been named.
+    pub fn in_words(&self) -> String {
+        let path = self.path.display();
+        if self.path.exists() { path.to_string() } else { format!("{path}, which does not exist") }
     }
 
     /// A transaction's directory.
@@ -143,7 +158,7 @@ impl StateDir {
             id.starts_with(&digits) || id.ends_with(&digits)
         });
         match candidates[..] {
-            [] => Err(StateDirError::Unknown { given: given.to_owned(), path: self.path.display().to_string() }),
+            [] => Err(StateDirError::Unknown { given: given.to_owned(), place: self.in_words() }),
             [txn] => Ok(txn),
             _ => Err(StateDirError::Ambiguous { given: given.to_owned(), candidates }),
         }

@@ -153,7 +153,7 @@ pub enum WarningKind {
     OwnerUnknown,
 }
 
-/// An unfinished transaction of this controller.
+/// An unfinished transaction of this controller, or one that was abandoned without its destination being reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
     /// Which one.
@@ -164,6 +164,8 @@ pub struct Unfinished {
     pub new_name: String,
     /// A process drives it now.
     pub running: bool,
+    /// It was abandoned: in the way only where its claim is still on the destination.
+    pub abandoned: bool,
     /// What to do about it.
     pub advice: String,
 }

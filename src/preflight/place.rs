@@ -46,7 +46,8 @@ pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &Cont
     let ours = |one: &&Unfinished| {
         one.destination_machine_id == survey.destination.host.machine_id && one.new_name == name.as_str()
     };
-    let unfinished: Vec<&Unfinished> = unfinished.iter().filter(ours).collect();
+    let ours: Vec<&Unfinished> = unfinished.iter().filter(ours).collect();
+    let (abandoned, unfinished): (Vec<_>, Vec<_>) = ours.into_iter().partition(|one| one.abandoned);
     for one in &unfinished {
         let (kind, what) = if one.running {
             (BlockerKind::NameHeld, "transaction, which is running now")
@@ -59,7 +60,16 @@ pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &Cont
     let told =
         |claim: &&ClaimFacts| claim.owner.as_ref().is_ok_and(|owner| unfinished.iter().any(|one| one.txn == owner.txn));
     if let Some(claim) = claim.filter(|claim| !told(claim)) {
-        check_claim(report, survey, claim, controller);
+        let owner = claim.owner.as_ref().ok().map(|owner| owner.txn);
+        match abandoned.iter().find(|one| Some(one.txn) == owner) {
+            Some(one) => report.block(
+                BlockerKind::NameClaimed,
+                host,
+                format!("{host}: the name {name} is still reserved by transaction {}, which was abandoned while {host} did not answer.", one.txn),
+                &one.advice,
+            ),
+            None => check_claim(report, survey, claim, controller),
+        }
     }
     // A domain that is there owns its files: they are no leftovers.
     if namesake.is_none() {

@@ -284,6 +284,7 @@ fn everything_is_said_at_once() {
 #[test]
 fn our_own_unfinished_transaction_for_that_name_is_named_once() {
     let unfinished = |running, survey: &Survey| Unfinished {
+        abandoned: false,
         txn: TxnId([7; 16]),
         destination_machine_id: survey.destination.host.machine_id.clone(),
         new_name: "web01_clone".into(),
@@ -299,6 +300,19 @@ fn our_own_unfinished_transaction_for_that_name_is_named_once() {
             let text = report.blockers[0].to_string();
             assert!(text.contains(&TxnId([7; 16]).to_string()) && text.contains("kvm-clone resume 07"), "{text}");
         }
+    }
+    // One that was abandoned while its host did not answer is in the way only where that host still has its claim.
+    let abandoned = Unfinished {
+        abandoned: true,
+        advice: "First `kvm-clone abandon 07 --reason TEXT`.".into(),
+        ..unfinished(false, &survey)
+    };
+    for claimed in [false, true] {
+        survey.destination.claim = claimed.then(|| claim_of(sample::controller()));
+        let report = check(&request, &survey, &sample::controller(), std::slice::from_ref(&abandoned));
+        let told: Vec<_> = report.blockers.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), usize::from(claimed), "{told:?}");
+        assert!(told.iter().all(|text| text.contains("kvm-clone abandon 07") && !text.contains("resume")), "{told:?}");
     }
     survey.destination.claim = None;
     let elsewhere = Unfinished { destination_machine_id: "another".into(), ..unfinished(false, &survey) };

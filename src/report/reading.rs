@@ -224,12 +224,25 @@ impl Reading<'_> {
         if !self.plan.request.options.verify {
             warnings.push("the clone's disks are not re-read before publishing (--no-verify)".to_owned());
         }
+        if self.is_clone_gone() {
+            warnings.push(format!(
+                "the VM {} was no longer defined on {} when the clean-up came to it: somebody removed it after the commit",
+                self.plan.request.new_name, self.plan.request.destination.address
+            ));
+        }
         for step in all_steps(self.plan) {
             if let Some(failure) = self.history.step(step).and_then(|history| history.left_behind.as_ref()) {
                 warnings.push(format!("left behind: {}: {}", describe(self.plan, step).line, failure.message));
             }
         }
         warnings
+    }
+
+    /// Was the clone found removed after its commit?
+    fn is_clone_gone(&self) -> bool {
+        let finish = self.plan.clean_up.iter().position(|step| *step == CleanUpStepV1::FinishDomain);
+        let history = finish.and_then(|place| self.history.clean_up.get(place));
+        history.is_some_and(|step| step.outcome == Some(OutcomeV1::AlreadySo))
     }
 
     fn resources(&self) -> Vec<ResourceView> {
@@ -256,7 +269,7 @@ impl Reading<'_> {
                 .any(|(index, step)| *step == remover && self.is_done(StepRef::CleanUp(index)))
         });
         match self.history.step(step).map_or(Last::None, |history| history.last) {
-            _ if cleared => "removed",
+            _ if cleared || (kind == StepV1::DefineDomain && self.is_clone_gone()) => "removed",
             Last::None => "planned",
             Last::Done => "present",
             Last::Undone => "removed",

@@ -1,7 +1,7 @@
 //! Whole transactions and how they are shown.
 #![allow(clippy::unwrap_used)]
 
-use journal_format::{AttemptPurpose, EndV1, EventV1, FindingV1, StepRef, UnixMillis};
+use journal_format::{AttemptPurpose, EndV1, EventV1, FindingV1, OutcomeV1, StepRef, UnixMillis};
 
 use super::fixture::{DISK_BYTES, Journal, failure, plan};
 use super::list::{ListEntry, table};
@@ -166,6 +166,21 @@ fn a_stuck_transaction_shows_what_was_found_and_what_to_type() {
     for part in ["A person must act", "our image", "somebody else's", "$ ls -li /srv/vm"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+}
+
+#[test]
+fn a_clone_that_was_removed_after_its_commit_is_not_said_to_be_there() {
+    let step = StepRef::CleanUp(0);
+    let journal = Journal::begun()
+        .did(1, 0..7)
+        .then(1, EventV1::Committed)
+        .then(2, EventV1::Started { step })
+        .then(2, EventV1::Done { step, outcome: OutcomeV1::AlreadySo });
+    let log = log(&journal, false, None);
+    let domain = log.resources.iter().find(|resource| resource.resource_type == "domain").unwrap();
+    assert_eq!(domain.state, "removed");
+    let text = human(&log, false, "kvm-clone");
+    assert!(text.contains("the VM web01_clone was no longer defined on kvm2"), "{text}");
 }
 
 #[test]

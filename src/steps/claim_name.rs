@@ -60,7 +60,8 @@ impl Step for ClaimName {
     }
 }
 
-/// Who holds the name: exit 5 for a transaction of this controller, 7 for another's.
+/// Who holds the name: exit 5 for a transaction of this controller, 7 for another's or for one that runs now. A `run` saw
+/// the name free a moment before its first attempt, so whoever claimed it since is at work.
 fn holder(context: &Context) -> Result<Failure, Failure> {
     let name = &context.plan.request.new_name;
     let bytes = context.destination.read(&context.record.claim, OWNER_BYTES_MAX)?.unwrap_or_default();
@@ -76,7 +77,13 @@ fn holder(context: &Context) -> Result<Failure, Failure> {
         ));
     };
     let txn = slot.txn;
-    Ok(if slot.controller == context.controller {
+    Ok(if slot.controller == context.controller && context.recorder.history().attempts <= 1 {
+        Failure::turn_back_with(
+            7,
+            format!("the name {name} was claimed on {} meanwhile by transaction {txn}", context.destination.name()),
+            format!("wait for its end (`kvm-clone show {txn}`), or choose another name with --new-name"),
+        )
+    } else if slot.controller == context.controller {
         Failure::turn_back_with(
             5,
             format!("the name {name} is claimed on {} by transaction {txn}", context.destination.name()),

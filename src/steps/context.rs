@@ -71,6 +71,12 @@ impl Context<'_> {
         place.and_then(|place| self.recorder.history().clean_up.get(place)).is_some_and(|step| step.last == Last::Done)
     }
 
+    /// The outcome of a clean-up step that is done.
+    pub fn clean_up_outcome(&self, step: CleanUpStepV1) -> Option<&OutcomeV1> {
+        let place = self.plan.clean_up.iter().position(|planned| *planned == step)?;
+        self.recorder.history().clean_up.get(place)?.outcome.as_ref()
+    }
+
     /// Where a step stands in the plan.
     pub fn place_of(&self, step: StepV1) -> Result<StepRef, Failure> {
         let index = self.plan.steps.iter().position(|planned| *planned == step);

@@ -63,12 +63,7 @@ impl Step for DefineDomain {
         let (uuid, name) = (context.plan.clone_uuid, context.plan.request.new_name.clone());
         let host = context.destination.clone();
         match host.define(&definition) {
-            Err(fault) if fault.kind == FaultKind::AlreadyExists => {
-                return Err(Failure::turn_back(
-                    format!("the name {name} was taken on {} meanwhile", host.name()),
-                    "choose another name with --new-name",
-                ));
-            }
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => return Err(name_taken(context, "another VM")),
             defined => defined?,
         }
         let defined = host.domain(uuid)?.ok_or_else(|| {
@@ -109,9 +104,26 @@ impl Step for DefineDomain {
         Ok(host.sync(LIBVIRT_DEFINITIONS)?)
     }
 
+    fn foreign(&self, context: &Context) -> Option<Failure> {
+        let named = context.destination.domain_named(&context.plan.request.new_name).ok()??;
+        (named.brief.uuid != context.plan.clone_uuid)
+            .then(|| name_taken(context, &format!("the VM with UUID {}", named.brief.uuid)))
+    }
+
     fn lands_late(&self) -> bool {
         true
     }
+}
+
+fn name_taken(context: &Context, by: &str) -> Failure {
+    Failure::turn_back(
+        format!(
+            "the name {} was taken on {} meanwhile, by {by}",
+            context.plan.request.new_name,
+            context.destination.name()
+        ),
+        "remove that VM, or choose another name with --new-name; then clone again",
+    )
 }
 
 /// What libvirt writes before it renames it to the definition of that name.

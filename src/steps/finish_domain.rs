@@ -52,5 +52,5 @@ pub(super) fn our_clone(context: &Context) -> Result<Option<DomainFacts>, Failur
 }
 
 /// Somebody removed the clone after the commit. Nothing is left to do to it, and waiting for it would keep the
-/// transaction open for ever.
+/// transaction open for ever; the outcome tells that it was so.
 pub(super) const GONE: Probe = Probe::Ours(OutcomeV1::AlreadySo);

@@ -28,6 +28,7 @@ use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 pub use self::context::Context;
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
+pub use self::transfer_image::source_not_there;
 use crate::failure::Failure;
 
 /// What a probe says of a step's effect. A host that does not answer is an error, not an answer.

@@ -9,7 +9,7 @@ use crate::domain::qcow2::{HEADER_READ_BYTES, renamed_backing};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::transfer::{self, CompareSink, LedgerSink, manifest};
-use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, Patch, ZeroChunks};
+use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, Host, Patch, ZeroChunks};
 
 pub(super) struct TransferImage {
     pub(super) image: u32,
@@ -230,13 +230,19 @@ fn patches(context: &Context, image: u32) -> Result<Vec<Patch>, Failure> {
     Ok(renamed.into_iter().map(|(offset, bytes)| Patch { offset, bytes }).collect())
 }
 
+/// An image of the source that is not there: after a reboot its filesystem may only not be mounted yet.
+pub fn source_not_there(source: &dyn Host, path: &str) -> Failure {
+    Failure::suspend(
+        format!("{path} on {} is not there", source.name()),
+        "mount its filesystem or bring the image back, then resume; if it is gone for good, roll back",
+    )
+}
+
 /// The source's image as it is now.
 pub(super) fn source_stamp(context: &Context, image: u32) -> Result<SourceStampV1, Failure> {
     let source = context.source()?;
     let path = &context.image(image)?.source_path;
-    let stat = source.stat(path)?.ok_or_else(|| {
-        Failure::turn_back(format!("{path} on {} is gone", source.name()), "bring the image back, then clone again")
-    })?;
+    let stat = source.stat(path)?.ok_or_else(|| source_not_there(source.as_ref(), path))?;
     Ok(SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns })
 }
 

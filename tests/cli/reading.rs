@@ -4,17 +4,21 @@ use std::fs;
 
 use journal_format::EventV1;
 
-use crate::program::Program;
+use crate::program::{Program, said};
 use crate::transactions::{DISK_BYTES, Transaction};
 
 #[test]
 fn an_empty_state_directory_has_no_transactions_and_is_not_made() {
     let program = Program::new();
-    program.run(&["list"]).exits(0).holds(&["no transactions"]);
+    // A wrong one must not look like one in which all is well.
+    let missing = format!("{}, which does not exist", program.state().display());
+    program.run(&["list"]).exits(0).holds(&["no transactions in", &missing]);
     let (exit, value) = program.json(&["list"]);
     assert_eq!((exit, value), (0, serde_json::json!([])));
-    program.run(&["recover"]).exits(0).holds(&["nothing is unfinished"]);
+    program.run(&["list", "--json"]).holds(&["warning: the state directory", "does not exist"]);
+    program.run(&["recover"]).exits(0).holds(&["nothing is unfinished in", &missing]);
     assert_eq!(program.json(&["recover", "--resume-all"]), (0, serde_json::json!([])));
+    program.run(&["show", "beef0001"]).exits(2).holds(&["no transaction beef0001", &missing]);
     assert!(!program.state().exists());
 }
 
@@ -130,7 +134,9 @@ fn what_is_settled_is_answered_from_the_journal_alone() {
     Transaction::begin(&program.state(), "beef0005").did(0..3).finished();
     Transaction::begin(&program.state(), "beef0006").rolled_back();
     Transaction::begin(&program.state(), "beef0007").rolling_back();
-    program.run(&["resume", "beef0005"]).exits(0).holds(&["is a clone of"]);
+    let again = program.run(&["resume", "beef0005"]);
+    again.exits(0).holds(&["already finished at 20", "no host was asked"]);
+    assert!(!again.stdout.contains("is a clone of"), "nobody looked: {}", again.stdout);
     program.run(&["rollback", "beef0005"]).exits(5).holds(&["committed"]);
     program.run(&["rollback", "beef0006"]).exits(0).holds(&["rolled back"]);
     program.run(&["resume", "beef0006"]).exits(5).holds(&["rolled back"]);
@@ -139,6 +145,25 @@ fn what_is_settled_is_answered_from_the_journal_alone() {
     assert_eq!((exit, value["error"]["exit_status"].as_u64(), value["exit_status"].as_u64()), (5, Some(5), Some(5)));
     assert_eq!(value["transaction"]["status"], "committed");
     assert_eq!((value["id"].as_str().map(str::len), value["status"].as_str()), (Some(36), Some("committed")));
+}
+
+#[test]
+fn output_that_cannot_be_written_is_no_success() {
+    let program = Program::new();
+    Transaction::begin(&program.state(), "beef000a").interrupted();
+    for words in [&["list"][..], &["list", "--json"], &["show", "beef000a"], &["journal", "verify", "beef000a"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = program.command();
+        command.arg("--state-dir").arg(program.state()).args(words).stdout(full);
+        said(&command.output().unwrap()).exits(5).holds(&["standard output", "No space left"]);
+    }
+    // A reader that has seen enough is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = program.command();
+    command.arg("--state-dir").arg(program.state()).arg("list").stdout(writer);
+    let ended = said(&command.output().unwrap());
+    assert_eq!((ended.exit, ended.stderr.as_str()), (0, ""));
 }
 
 #[test]

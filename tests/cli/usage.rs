@@ -1,5 +1,12 @@
 //! What was typed cannot be meant: exit 2, nothing touched, and words that help.
 
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 use crate::program::{Program, said};
 use crate::transactions::Transaction;
 
@@ -110,9 +117,48 @@ fn the_state_directory_comes_from_the_option_else_the_environment_else_the_users
     list(program.command().env("KVM_CLONE_STATE_DIR", &elsewhere)).exits(0).holds(&["elsewhere"]);
     list(program.command().arg("--state-dir").arg(program.state()).env("KVM_CLONE_STATE_DIR", &elsewhere))
         .exits(0)
-        .holds(&["/state\n"]);
+        .holds(&["/state, which"]);
     let expected = if nix::unistd::geteuid().is_root() { "/var/lib/kvm-clone" } else { "xdg/kvm-clone" };
     list(&mut program.command()).exits(0).holds(&[expected]);
+}
+
+#[test]
+fn a_state_directory_that_is_a_file_is_refused() {
+    let program = Program::new();
+    std::fs::write(program.state(), b"").unwrap();
+    for words in [&["list"][..], &["recover"], &["run", "kvm1", "kvm2", "web01"]] {
+        program.run(words).exits(2).holds(&["is not a directory", "--state-dir"]);
+    }
+}
+
+/// A closed terminal or a lost ssh session suspends like Ctrl-C; under `nohup` it means nothing.
+#[test]
+fn a_hangup_is_an_interruption_unless_it_is_ignored() {
+    const BOUND: Duration = Duration::from_secs(10);
+    for (disposition, signal) in [("--default-signal=HUP", Signal::SIGHUP), ("--ignore-signal=HUP", Signal::SIGTERM)] {
+        let program = Program::new();
+        // It takes the connection and never speaks.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = format!("root@127.0.0.1:{}", silent.local_addr().unwrap().port());
+        let plain = program.command();
+        let mut command = Command::new("env");
+        command.arg(disposition).arg(plain.get_program()).arg("--state-dir").arg(program.state());
+        command.args(["run", &host, "kvm2.invalid", "web01"]);
+        command.env("HOME", program.scratch()).env("KVM_CLONE_AGENT", "/bin/true");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Signals are caught before anybody is connected to.
+        let connection = silent.accept().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap() & 1 == 1;
+        assert_eq!(caught, signal == Signal::SIGHUP, "{disposition}");
+        let began = Instant::now();
+        nix::sys::signal::kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        let ended = said(&child.wait_with_output().unwrap());
+        ended.exits(5).holds(&["interrupted; nothing was touched"]);
+        assert!(began.elapsed() < BOUND, "it waited for the host");
+        drop(connection);
+    }
 }
 
 #[test]

@@ -49,10 +49,12 @@ struct Story {
     cut: Option<Survival>,
     /// Who recovers dies there.
     dies_at: Option<u64>,
+    /// Another transaction is at work on the destination.
+    neighbour: bool,
 }
 
 fn tell(story: &Story) -> Result<(), String> {
-    let mut history = History::new(shape(), SEED);
+    let mut history = History::new(Shape { neighbour: story.neighbour, ..shape() }, SEED);
     let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(story.operation, Fault::Crash, story.effect));
     assert_eq!(life, Life::Crashed);
     if let Some(survival) = story.cut {
@@ -119,8 +121,27 @@ fn what_a_dead_controller_left_is_recovered() {
     let cuts = |operation| [None, Some(Survival::Nothing), Some(Survival::Subset(operation))];
     all((0..operations_of_a_clean_clone()).flat_map(|operation| {
         cuts(operation).into_iter().flat_map(move |cut| {
-            [Effect::Never, Effect::First].map(|effect| Story { operation, effect, cut, dies_at: None })
+            [Effect::Never, Effect::First].map(|effect| Story {
+                operation,
+                effect,
+                cut,
+                dies_at: None,
+                neighbour: false,
+            })
         })
+    }));
+}
+
+/// Its controller comes back to a destination where nothing is left of it, and something of somebody else.
+#[test]
+fn what_was_recovered_beside_another_transaction_ends_for_its_controller_too() {
+    let operations = operations_of_a_clean_clone();
+    all((0..operations).map(|operation| Story {
+        operation,
+        effect: Effect::First,
+        cut: None,
+        dies_at: None,
+        neighbour: true,
     }));
 }
 
@@ -131,7 +152,7 @@ fn who_recovers_may_die_anywhere() {
     all((0..operations_of_a_clean_clone()).step_by(9).flat_map(|operation| {
         (operation % 5..OPERATIONS).step_by(5).map(move |dies_at| {
             let cut = (dies_at % 3 == 0).then_some(Survival::Nothing);
-            Story { operation, effect: Effect::First, cut, dies_at: Some(dies_at) }
+            Story { operation, effect: Effect::First, cut, dies_at: Some(dies_at), neighbour: false }
         })
     }));
 }

@@ -143,6 +143,7 @@ fn name_of(ending: Option<&Ending>) -> &'static str {
         Some(Ending::Stuck(_)) => "stopped",
         Some(Ending::Refused(_)) => "refused",
         Some(Ending::Abandoned { .. }) => "abandoned",
+        Some(Ending::CloneGone { .. }) => "the clone was removed",
     }
 }
 

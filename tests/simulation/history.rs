@@ -14,7 +14,7 @@ use kvm_clone::world::{Side, World};
 use crate::durability::Survival;
 use crate::faults::FaultPlan;
 use crate::notebook::{Durable, Notebook};
-use crate::oracle::{Changed, Oracle};
+use crate::oracle::{Cause, Changed, Oracle};
 use crate::scene::{Scene, Shape};
 use crate::world::{Crash, SimWorld};
 
@@ -205,6 +205,9 @@ impl History {
                 }
                 Some(Ending::RolledBack { .. }) => oracle.rolled_back(core),
                 Some(Ending::Abandoned { .. }) => oracle.abandoned(core),
+                // Between the last look and the mark an image can be taken as well.
+                Some(Ending::CloneGone { .. }) if oracle.causes.contains(&Cause::ImageRemoved) => Ok(()),
+                Some(Ending::CloneGone { missing, .. }) => Err(format!("nobody removed anything: {missing:?}")),
                 Some(Ending::Stuck(_)) if oracle.may_stop() => Ok(()),
                 Some(Ending::Stuck(found)) => {
                     Err(format!("stopped without a cause; from outside: {:?}; {found:?}", oracle.causes))

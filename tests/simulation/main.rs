@@ -44,6 +44,7 @@ mod notebook;
 mod oracle;
 mod overtaken;
 mod planning;
+mod removed;
 mod rivals;
 mod scene;
 mod seed;

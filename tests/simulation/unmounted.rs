@@ -1,4 +1,4 @@
-//! A filesystem of the destination that is not mounted: what is on it is not gone, and nothing is made in its place.
+//! A filesystem that is not mounted, on either host: what is on it is not gone, and nothing is made in its place.
 
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
@@ -53,4 +53,44 @@ fn what_is_not_mounted_is_not_gone() {
         a_life_without_it(operation, AttemptPurpose::Resume);
         a_life_without_it(operation, AttemptPurpose::Rollback);
     }
+}
+
+/// After a reboot of the source its images may come later than kvm-clone: that is no reason to throw away what was copied.
+#[test]
+fn a_source_that_is_not_mounted_suspends() {
+    let shape = Shape { disks: 1, two_directories: false, ..Shape::plain() };
+    let mut clean = History::new(shape, SEED);
+    let (_, world) = clean.live(AttemptPurpose::Run, FaultPlan::none());
+    let mut suspended = 0;
+    for operation in 0..world.operations() {
+        let mut history = History::new(shape, SEED);
+        history.live(AttemptPurpose::Run, FaultPlan::at(operation, Fault::Crash, Effect::First));
+        let committed = history.scene.world.with(|core| {
+            let oracle = history.oracle.borrow();
+            oracle.committed || oracle.is_marked(core)
+        });
+        let images = crate::filesystem::split(&history.scene.plan.images[0].source_path).0.to_owned();
+        let watch = history.scene.world.with(|core| {
+            core.machine_mut(Side::Source).files.unmount(&images);
+            core.watch.take()
+        });
+        let (life, _) = history.live(AttemptPurpose::Resume, FaultPlan::none());
+        history.scene.world.with(|core| {
+            core.machine_mut(Side::Source).files.mount(&images);
+            core.watch = watch;
+        });
+        match &life {
+            Life::Ended(Ending::Suspended(failure)) if !committed => {
+                suspended += usize::from(failure.message.contains("is not there"));
+            }
+            Life::Ended(Ending::Committed { .. }) if committed => {}
+            other => panic!("operation {operation}: {other:?}"),
+        }
+        let ending = history.settle(AttemptPurpose::Resume);
+        if let Err(broken) = history.verdict(ending.as_ref(), false) {
+            panic!("{}", history.report(&broken, &format!("operation {operation}")));
+        }
+        assert!(matches!(ending, Some(Ending::Committed { .. })), "operation {operation}: {ending:?}");
+    }
+    assert!(suspended > 30, "{suspended}");
 }

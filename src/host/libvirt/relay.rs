@@ -18,6 +18,10 @@ use crate::world::{Fault, FaultKind};
 const OPEN_SECONDS_MAX: u64 = 10;
 /// How long libvirt's library may take to connect to our socket.
 const ACCEPT_SECONDS_MAX: u64 = 10;
+/// What the names of private directories begin with.
+const DIRECTORY_PREFIX: &str = "kvm-clone.";
+/// Age from which a private directory is what a killed controller left: long after its relay was given up.
+const STALE_SECONDS_MIN: u64 = 60 * ACCEPT_SECONDS_MAX;
 /// Bytes of a Unix socket's path, at most (`sun_path`, with its zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -109,7 +113,8 @@ async fn carry(listener: UnixListener, directory: PrivateDirectory, stream: Stre
     }
 }
 
-/// A directory that nobody else may enter, for as long as it takes to connect; it goes with its holder.
+/// A directory that nobody else may enter, for as long as it takes to connect; it goes with its holder. One that a killed
+/// controller left is removed by the next.
 struct PrivateDirectory {
     path: PathBuf,
 }
@@ -120,10 +125,11 @@ impl PrivateDirectory {
         let places = runtime.into_iter().chain([PathBuf::from("/run"), std::env::temp_dir()]);
         let mut last = std::io::Error::other("no directory for it");
         for place in places {
-            let template = place.join("kvm-clone.XXXXXX");
+            let template = place.join(format!("{DIRECTORY_PREFIX}XXXXXX"));
             if template.as_os_str().len() + "/libvirt".len() > SOCKET_PATH_BYTES_MAX {
                 continue;
             }
+            remove_stale(&place, Duration::from_secs(STALE_SECONDS_MIN));
             // `mkdtemp` makes it with mode 0700.
             match nix::unistd::mkdtemp(&template) {
                 Ok(path) => return Ok(Self { path }),
@@ -143,6 +149,21 @@ impl Drop for PrivateDirectory {
         // What cannot be removed is an empty name in a directory for such.
         drop(std::fs::remove_file(self.socket()));
         drop(std::fs::remove_dir(&self.path));
+    }
+}
+
+/// Removes what nobody can be waiting at any more: directories of ours, of that age, with nothing in them but the socket.
+/// Whatever cannot be removed stays.
+fn remove_stale(place: &Path, age: Duration) {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(place) else { return };
+    let named = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(DIRECTORY_PREFIX));
+    for entry in entries.flatten().filter(|entry| named(&entry.file_name())) {
+        let Ok(metadata) = std::fs::symlink_metadata(entry.path()) else { continue };
+        let old = metadata.modified().ok().and_then(|made| made.elapsed().ok()).is_some_and(|since| since >= age);
+        if metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() && old {
+            drop(PrivateDirectory { path: entry.path() });
+        }
     }
 }
 
@@ -173,6 +194,28 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         drop(directory);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_controller_left_goes_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: &str, file: &str| {
+            std::fs::create_dir(place.path().join(name)).unwrap();
+            std::fs::write(place.path().join(name).join(file), b"").unwrap();
+        };
+        make("kvm-clone.abcdef", "libvirt");
+        make("kvm-clone.other1", "somebody's");
+        make("another", "libvirt");
+        let left = || {
+            let entries = std::fs::read_dir(place.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        remove_stale(place.path(), Duration::from_secs(STALE_SECONDS_MIN));
+        assert_eq!(left().len(), 3, "what is young may be in use");
+        remove_stale(place.path(), Duration::ZERO);
+        assert_eq!(left(), ["another", "kvm-clone.other1"]);
     }
 
     #[test]

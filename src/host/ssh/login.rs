@@ -20,6 +20,8 @@ use crate::host::ssh_config::SshSettings;
 
 /// Bytes of a private key file, at most.
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+/// What stands in every private key file: PEM and OpenSSH's own form, or that of `puttygen`.
+const PRIVATE_KEY_WORDS: [&str; 2] = ["PRIVATE KEY-----", "PuTTY-User-Key-File-"];
 /// How long the ssh-agent may take to list its keys.
 const AGENT_SECONDS_MAX: u64 = 5;
 
@@ -169,6 +171,15 @@ fn load(path: &Path) -> Result<Arc<PrivateKey>, KeyFileProblem> {
     if !metadata.is_file() {
         return Err(bad(format!("{shown} is no file")));
     }
+    let mut text = String::new();
+    (&file).take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| bad(format!("{shown}: {error}")))?;
+    // Before anything is said of its mode: what is no private key may well be readable by others.
+    if PublicKey::from_openssh(text.trim()).is_ok() {
+        return Err(bad(format!("{shown} is a public key; name the private one, which it lies beside")));
+    }
+    if !PRIVATE_KEY_WORDS.iter().any(|words| text.contains(words)) {
+        return Err(bad(format!("{shown} is no private key")));
+    }
     // OpenSSH's rule: what belongs to us must be ours alone.
     if metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o077 != 0 {
         return Err(bad(format!(
@@ -176,8 +187,6 @@ fn load(path: &Path) -> Result<Arc<PrivateKey>, KeyFileProblem> {
             metadata.mode() & 0o7777
         )));
     }
-    let mut text = String::new();
-    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| bad(format!("{shown}: {error}")))?;
     match decode_secret_key(&text, None) {
         Ok(key) => Ok(Arc::new(key)),
         Err(russh::keys::Error::KeyIsEncrypted) => Err(KeyFileProblem::Locked(public_part(path, &text))),
@@ -228,5 +237,34 @@ impl Agent {
         let public = public?;
         let (name, key) = self.keys.iter().find(|(_, key)| key.key_data() == public.key_data())?;
         Some(Candidate::Agent { name: name.clone(), key: key.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn why(content: &str, mode: u32) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        match load(&path) {
+            Err(KeyFileProblem::Bad(why)) => why,
+            Err(KeyFileProblem::Missing | KeyFileProblem::Locked(_)) | Ok(_) => "something else".to_owned(),
+        }
+    }
+
+    #[test]
+    fn only_a_private_key_is_advised_to_be_kept_private() {
+        let users = why("root:x:0:0:root:/root:/bin/bash\n", 0o644);
+        assert!(users.contains("no private key") && !users.contains("chmod"), "{users}");
+        let public = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl me@here\n";
+        let public = why(public, 0o644);
+        assert!(public.contains("public key; name the private one"), "{public}");
+        let open = why("-----BEGIN OPENSSH PRIVATE KEY-----\n", 0o644);
+        assert!(open.contains("chmod 600"), "{open}");
     }
 }
