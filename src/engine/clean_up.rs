@@ -1,6 +1,6 @@
 //! Clean-up, after the commit: forward only. What fails is named, left and tried again; it never fails the clone.
 
-use journal_format::{CleanUpStepV1, EndV1, EventV1, FailureV1, OutcomeV1, StepRef};
+use journal_format::{CleanUpStepV1, EndV1, EventV1, FailureV1, OutcomeV1, StepRef, StepV1};
 
 use super::Ending;
 use super::forward::LateLanding;
@@ -21,8 +21,10 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
         if !record && *planned != CleanUpStepV1::RemoveRecord {
             continue;
         }
+        if !is_ready(context, *planned) {
+            continue;
+        }
         let outcome = match planned {
-            CleanUpStepV1::ReleaseClaim if !context.is_cleaned_up(CleanUpStepV1::FinishDomain) => continue,
             CleanUpStepV1::RemoveRecord if !left.is_empty() || context.keeps_record => continue,
             CleanUpStepV1::RemoveRecord => before_the_record_goes(context, record, &mut late)
                 .and_then(|()| advance(context, index, *planned, &mut late)),
@@ -39,14 +41,45 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
             }
         }
     }
-    let finished = !record || context.is_cleaned_up(CleanUpStepV1::FinishDomain);
+    let finished = !record || has_its_end(context);
+    let stays = context.recorder.history().clean_up.iter().filter_map(|step| match &step.outcome {
+        Some(OutcomeV1::Left { why }) => Some(why.clone()),
+        _ => None,
+    });
+    let warnings = left.iter().map(|failure| failure.message.clone()).chain(stays).collect();
     match left.first() {
         None => {
             context.recorder.append(context.world.now(), EventV1::Finished { end: EndV1::Committed })?;
-            Ok(Ending::Committed { warnings: Vec::new() })
+            Ok(Ending::Committed { warnings })
         }
         Some(failure) if !finished => Ok(Ending::Suspended(FailureV1 { exit: 3, ..failure.clone() })),
-        Some(_) => Ok(Ending::Committed { warnings: left.into_iter().map(|failure| failure.message).collect() }),
+        Some(_) => Ok(Ending::Committed { warnings }),
+    }
+}
+
+/// The clone has name and state, or it is settled that it will not get them.
+fn has_its_end(context: &Context) -> bool {
+    context.is_cleaned_up(CleanUpStepV1::FinishDomain) || keeps_other_name(context)
+}
+
+/// The clone stays beside an old VM that is kept: what follows its getting its name never happens.
+fn keeps_other_name(context: &Context) -> bool {
+    matches!(context.outcome_of_clean_up(CleanUpStepV1::RenameClone), Some(OutcomeV1::Left { .. }))
+}
+
+/// May this step be begun, after what the steps before it came to?
+fn is_ready(context: &Context, step: CleanUpStepV1) -> bool {
+    let replaces = context.history_of(StepV1::StopOldVm).is_some();
+    let named = !replaces || (context.is_cleaned_up(CleanUpStepV1::RenameClone) && !keeps_other_name(context));
+    match step {
+        CleanUpStepV1::RenameClone => context.is_cleaned_up(CleanUpStepV1::RetireOldVm),
+        CleanUpStepV1::FinishDomain | CleanUpStepV1::SetAutostart | CleanUpStepV1::StartDomain => named,
+        CleanUpStepV1::DeleteOldFile { .. } => named && context.is_cleaned_up(CleanUpStepV1::FinishDomain),
+        CleanUpStepV1::ReleaseClaim => has_its_end(context),
+        CleanUpStepV1::RetireOldVm
+        | CleanUpStepV1::RemoveStaging { .. }
+        | CleanUpStepV1::RefreshPool { .. }
+        | CleanUpStepV1::RemoveRecord => true,
     }
 }
 
@@ -54,19 +87,19 @@ fn advance(context: &mut Context, index: u32, planned: CleanUpStepV1, late: &mut
     let step = steps::clean_up_step(planned);
     let place = StepRef::CleanUp(index);
     let last = context.recorder.history().step(place).map_or(Last::None, |step| step.last);
-    match late.look_twice(context, step.lands_late(), last, &|| step.probe(context))? {
+    let outcome = match late.look_twice(context, step.lands_late(), last, &|| step.probe(context))? {
         Probe::Ours(_) if last == Last::Done => return Ok(()),
-        Probe::Ours(_) => {}
+        Probe::Ours(outcome) => outcome,
         Probe::Absent | Probe::Partial | Probe::InUse(_) => {
             if last != Last::Started {
                 context.recorder.append(context.world.now(), EventV1::Started { step: place })?;
             }
-            step.apply(context)?;
+            step.apply(context)?
         }
         Probe::Foreign(found) => return Err(foreign(context, step.as_ref(), &found)),
-    }
+    };
     step.settle(context)?;
-    Ok(context.recorder.append(context.world.now(), EventV1::Done { step: place, outcome: OutcomeV1::Nothing })?)
+    Ok(context.recorder.append(context.world.now(), EventV1::Done { step: place, outcome })?)
 }
 
 /// Everything durable, and one more probe of everything: after this the destination forgets the transaction.
@@ -82,7 +115,9 @@ fn before_the_record_goes(context: &mut Context, record: bool, late: &mut LateLa
     }
     let plan = context.plan.clone();
     for (index, planned) in (0u32..).zip(&plan.clean_up).filter(|(_, step)| **step != CleanUpStepV1::RemoveRecord) {
-        advance(context, index, *planned, late)?;
+        if is_ready(context, *planned) {
+            advance(context, index, *planned, late)?;
+        }
     }
     Ok(())
 }

@@ -294,7 +294,8 @@ fn resource_of(
             metadata.insert("name", plan.request.new_name.clone().into());
             ("domain", plan.clone_uuid.to_string())
         }
-        StepV1::DetectSharedStorage
+        StepV1::StopOldVm
+        | StepV1::DetectSharedStorage
         | StepV1::TransferImage { .. }
         | StepV1::VerifyImage { .. }
         | StepV1::PublishImage { .. } => return None,

@@ -147,6 +147,7 @@ pub(crate) fn survey() -> Survey {
         persistent: true,
         autostart: false,
         managed_save: false,
+        saving: false,
         snapshots: 0,
         checkpoints: 0,
         definition: DEFINITION.into(),
