@@ -13,6 +13,7 @@ use crate::world::Side;
 pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Failure> {
     context.source = None;
     context.world.disconnect(Side::Source);
+    keep_still(context, record);
     let plan = context.plan.clone();
     let mut left: Vec<FailureV1> = Vec::new();
     let mut late = LateLanding::default();
@@ -54,6 +55,16 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
         }
         Some(failure) if !finished => Ok(Ending::Suspended(FailureV1 { exit: 3, ..failure.clone() })),
         Some(_) => Ok(Ending::Committed { warnings }),
+    }
+}
+
+/// Nobody shall start a clone that has not got its name yet: one that runs cannot be renamed. What does not let itself be
+/// locked is somebody's already, and is seen at the renaming.
+fn keep_still(context: &Context, record: bool) {
+    if record && context.plan.replaced.is_some() && !context.is_cleaned_up(CleanUpStepV1::FinishDomain) {
+        for image in &context.plan.images {
+            drop(context.destination.lock_image(&image.final_path));
+        }
     }
 }
 

@@ -184,6 +184,7 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         source_host: request.source.address.clone(),
         source_uuid: request.vm_uuid,
         clone_uuid: context.plan.clone_uuid,
+        same_identity: request.options.preserve_uuid,
         state,
         disks,
     })

@@ -182,6 +182,7 @@ pub(crate) fn survey() -> Survey {
             taken: BTreeSet::new(),
             media: BTreeMap::new(),
             leftovers: Vec::new(),
+            old: None,
             claim: None,
             emulator: EmulatorFacts::Path("/usr/bin/qemu-system-x86_64".into()),
             owners: BTreeMap::from([(owner_names(), OwnerNumbers { user: Some(64055), group: Some(108) })]),

@@ -106,6 +106,7 @@ fn mark(ground: &dyn Ground, guest: &Guest, state: MarkState) -> CloneMark {
         source_host: "root@source".to_owned(),
         source_uuid: DomainUuid([7; 16]),
         clone_uuid: guest.uuid,
+        same_identity: false,
         state,
         disks: Vec::new(),
     }

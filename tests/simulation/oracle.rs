@@ -278,6 +278,16 @@ impl Oracle {
         }
     }
 
+    /// A stranger changed the definition of a domain: that must stay, whatever becomes of its guest.
+    pub fn accept_definition(&mut self, core: &Core, path: &str, name: &str) {
+        let now = Snapshot::of(core.machine(Side::Destination));
+        let memory = self.before[1].domains.get(name).and_then(|domain| domain.1);
+        self.before[1].accept(&now, &Changed { paths: vec![path.to_owned()], domains: vec![name.to_owned()] });
+        if let Some(domain) = self.before[1].domains.get_mut(name) {
+            domain.1 = memory;
+        }
+    }
+
     /// After every operation: no half clone can be started, now or after a power cut, and the mark means what it says.
     pub fn watch(&mut self, core: &Core) -> Result<(), String> {
         let machine = core.machine(Side::Destination);
