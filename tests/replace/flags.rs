@@ -133,7 +133,7 @@ fn a_clone_that_keeps_its_identity_is_marked_and_replaces_no_vm_of_the_same_uuid
     let finished = ground.run(&controller, &identity).expect(0);
     assert!(finished.stderr.contains("one machine"), "{}", finished.stderr);
     assert_eq!(uuid(&ground), a.virsh(["domuuid", SOURCE]).trim());
-    assert!(b.virsh(["dumpxml", CLONE]).contains("identity='source'"));
+    assert!(b.virsh(["dumpxml", CLONE]).replace('"', "'").contains("identity='source'"));
     let refused = ground.run(&controller, &[&identity[..], &["--force"]].concat()).expect(5);
     assert!(refused.stderr.contains("the UUID") && refused.stderr.contains("undefine"), "{}", refused.stderr);
     let same_host = controller.run(["run", "a", "a", SOURCE, "--preserve-uuid"]).expect(5);

@@ -206,7 +206,10 @@ impl Strangers {
             return;
         }
         let text = old.definition.replace("<vcpu>1<", "<vcpu>3<");
-        machine.libvirt.define(&mut machine.files, &text).unwrap();
+        // A full disk refuses a person too.
+        if machine.libvirt.define(&mut machine.files, &text).is_err() {
+            return;
+        }
         machine.files.sync(DEFINITIONS).unwrap();
         let name = self.plan.request.new_name.clone();
         let path = format!("{DEFINITIONS}/{name}.xml");
