@@ -144,16 +144,16 @@ impl<'h> Reached<'h> {
             Some(FileKind::File | FileKind::BlockDevice) => {}
             Some(_) | None => return Ok(None),
         }
-        let read = |bytes| match self.host.read(&real, bytes) {
+        let beginning = |bytes| match self.host.read(&real, bytes) {
             Err(fault) if is_about_the_file(&fault) => Ok(None),
-            read => read.map(Some),
+            answer => answer.map(Some),
         };
-        let named = match read(MAGIC_READ_BYTES)? {
+        let named = match beginning(MAGIC_READ_BYTES)? {
             None => Err(()),
             Some(head) => match head.unwrap_or_default() {
                 head if UNREAD_MAGICS.iter().any(|magic| head.starts_with(magic)) => Err(()),
                 head if head.starts_with(QCOW_MAGIC) => {
-                    let head = read(HEADER_READ_BYTES as u64)?.flatten().unwrap_or_default();
+                    let head = beginning(HEADER_READ_BYTES as u64)?.flatten().unwrap_or_default();
                     Header::read(&head).map_err(|_| ()).and_then(|header| files_named(&header))
                 }
                 _ => return Ok(None),

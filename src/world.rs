@@ -187,6 +187,7 @@ pub struct DomainBrief {
 }
 
 /// A domain, whole.
+#[allow(clippy::struct_excessive_bools)] // what libvirt says of it, each its own
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainFacts {
     /// UUID, name, state.

@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn reads_what_it_wrote() {
         for (state, same_identity) in [(MarkState::Unfinished, false), (MarkState::Finished, true)] {
-            let mark = CloneMark { state, same_identity, ..mark() };
+            let mark = CloneMark { same_identity, state, ..mark() };
             let text = definition(&mark.to_qualified_element().unwrap());
             assert_eq!(CloneMark::read(&text).unwrap(), Some(mark));
         }

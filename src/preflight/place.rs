@@ -118,8 +118,9 @@ pub(super) fn check_directories(report: &mut Report, request: &Request, survey: 
             Err(why) => report_missing(report, request, survey, file, &why),
         }
     }
-    if let Some(first) = survey.source.files.first().map(|file| directory_for(request, &survey.destination, file)) {
-        first.iter().for_each(|directory| needs.add(directory, memory_bytes(request, survey), 1));
+    let first = survey.source.files.first().map(|file| directory_for(request, &survey.destination, file));
+    if let Some(Ok(directory)) = first {
+        needs.add(directory, memory_bytes(request, survey), 1);
     }
     check_filesystem(report, survey, &survey.destination.record);
     needs.add(&survey.destination.record, RECORD_BYTES, RECORD_INODES);

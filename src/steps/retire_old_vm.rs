@@ -23,7 +23,7 @@ impl CleanUpStep for RetireOldVm {
         let (old, host, name) = (replaced(&context.plan)?, &context.destination, &context.plan.request.new_name);
         let stale = is_stale(host.as_ref(), name, old.uuid)?;
         let Some(domain) = host.domain(old.uuid)? else {
-            if self.lost(context)?.is_some() {
+            if lost(context)?.is_some() {
                 return Ok(Probe::Partial);
             }
             // The next domain of that name would start with the host.
@@ -62,9 +62,9 @@ impl CleanUpStep for RetireOldVm {
                     "end that, then resume",
                 ));
             }
-            self.give_way(context, old)?;
+            give_way(context, old)?;
         }
-        if let Some(definition) = self.lost(context)? {
+        if let Some(definition) = lost(context)? {
             host.define(&definition)?;
         }
         remove_stale(host.as_ref(), name, old.uuid)?;
@@ -88,43 +88,41 @@ impl CleanUpStep for RetireOldVm {
     }
 }
 
-impl RetireOldVm {
-    /// The kept VM's definition, if a power cut tore its renaming and left neither name.
-    fn lost(&self, context: &Context) -> Result<Option<String>, Failure> {
-        let old = replaced(&context.plan)?;
-        let renaming = match Kept::Retiring.read(context)? {
-            Some(OldVmRecordV1::Retiring { definition, kept: true, .. }) => Some(definition),
-            _ => None,
-        };
-        let Some(definition) = renaming.filter(|_| context.is_under_way(CleanUpStepV1::RetireOldVm)) else {
-            return Ok(None);
-        };
-        if context.destination.domain(old.uuid)?.is_some() {
-            return Ok(None);
-        }
-        named(&definition, &old.kept_name).map(Some)
+/// The kept VM's definition, if a power cut tore its renaming and left neither name.
+fn lost(context: &Context) -> Result<Option<String>, Failure> {
+    let old = replaced(&context.plan)?;
+    let renaming = match Kept::Retiring.read(context)? {
+        Some(OldVmRecordV1::Retiring { definition, kept: true, .. }) => Some(definition),
+        _ => None,
+    };
+    let Some(definition) = renaming.filter(|_| context.is_under_way(CleanUpStepV1::RetireOldVm)) else {
+        return Ok(None);
+    };
+    if context.destination.domain(old.uuid)?.is_some() {
+        return Ok(None);
     }
+    named(&definition, &old.kept_name).map(Some)
+}
 
-    /// It is off, and kept still.
-    fn give_way(&self, context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
-        let host = &context.destination;
-        let Some(domain) = host.domain(old.uuid)? else { return Ok(()) };
-        let used_since = stamps_when_stopped(context)? != Some(stamps(context, old)?);
-        let kept = old.keep || used_since;
-        let retiring = OldVmRecordV1::Retiring {
-            definition: domain.definition,
-            autostart: domain.autostart,
-            kept,
-            snapshots: host.snapshot_definitions(old.uuid)?,
-        };
-        Kept::Retiring.write(context, &retiring)?;
-        if !kept {
-            return Ok(host.undefine_whole(old.uuid)?);
-        }
-        // Two that start with their host, with one content: only the clone may.
-        host.set_autostart(old.uuid, false)?;
-        Ok(host.rename_domain(old.uuid, &old.kept_name)?)
+/// It is off, and kept still.
+fn give_way(context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
+    let host = &context.destination;
+    let Some(domain) = host.domain(old.uuid)? else { return Ok(()) };
+    let used_since = stamps_when_stopped(context)? != Some(stamps(context, old)?);
+    let kept = old.keep || used_since;
+    let retiring = OldVmRecordV1::Retiring {
+        definition: domain.definition,
+        autostart: domain.autostart,
+        kept,
+        snapshots: host.snapshot_definitions(old.uuid)?,
+    };
+    Kept::Retiring.write(context, &retiring)?;
+    if !kept {
+        return Ok(host.undefine_whole(old.uuid)?);
     }
+    // Two that start with their host, with one content: only the clone may.
+    host.set_autostart(old.uuid, false)?;
+    Ok(host.rename_domain(old.uuid, &old.kept_name)?)
 }
 
 /// It runs again, after a power cut or because somebody started it. Memory would be saved for nobody: it is kept as it is on its

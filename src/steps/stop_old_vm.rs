@@ -166,12 +166,10 @@ fn memory_fits(context: &Context, old: &ReplacedV1) -> Result<bool, Failure> {
     let saved = context.destination.stat(&old.saved_path)?.filter(|_| old.stop == StopModeV1::Save);
     let Some(saved) = saved else { return Ok(false) };
     let now = stamps(context, old)?;
-    Ok(match stamps_when_stopped(context)? {
-        Some(stopped) => stopped == now,
-        // QEMU is through with its disks before the last byte of its memory is written.
-        None => {
-            let written_later = |stamp: &FileStampV1| stamp.mtime_ns > saved.mtime_ns;
-            now.iter().all(|stamp| stamp.as_ref().is_some_and(|stamp| !written_later(stamp)))
-        }
-    })
+    if let Some(stopped) = stamps_when_stopped(context)? {
+        return Ok(stopped == now);
+    }
+    // QEMU is through with its disks before the last byte of its memory is written.
+    let written_later = |stamp: &FileStampV1| stamp.mtime_ns > saved.mtime_ns;
+    Ok(now.iter().all(|stamp| stamp.as_ref().is_some_and(|stamp| !written_later(stamp))))
 }

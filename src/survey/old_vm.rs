@@ -153,9 +153,12 @@ fn changed(
 /// Where the clone has what this file of the source is. `None`: that cannot be told.
 fn path_in_clone(definition: &Definition, file: &SourceFile) -> Option<String> {
     match &file.role {
-        ImageRoleV1::Disk { target } => {
+        ImageRoleV1::Disk { target } | ImageRoleV1::Medium { target } => {
             let disk = definition.disks.iter().find(|disk| disk.target == *target)?;
-            disk.image().map(str::to_owned)
+            match &disk.source {
+                DiskSource::File(path) => Some(path.clone()),
+                DiskSource::Empty | DiskSource::Device(_) | DiskSource::Elsewhere { .. } => None,
+            }
         }
         ImageRoleV1::Nvram => definition.variables_path(),
         ImageRoleV1::Tpm => Some(places::tpm_state(places::TPM_STATES, definition.uuid, definition.tpm?)),

@@ -11,7 +11,7 @@ use journal_format::{EventV1, RecordV1, StepRef};
 use kvm_clone::journal::{self, StateDir};
 
 use crate::lab::Controller;
-use crate::{CLONE, Ground};
+use crate::{CLONE, Ground, run};
 
 /// Labs that work side by side.
 const LABS: usize = 2;
@@ -58,7 +58,7 @@ fn clean(ground: &Ground, kind: Kind) -> Vec<RecordV1> {
     ground.put_old(kind.running);
     let uuid = ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned();
     let controller = ground.lab.controller();
-    ground.run(&controller, &kind.arguments()).expect(0);
+    run(&controller, &kind.arguments()).expect(0);
     ground.assert_replaced(&uuid, kept(kind), &format!("a clean run, {kind:?}"));
     ground.clear();
     records(&controller)
@@ -102,7 +102,8 @@ fn cells(journals: &BTreeMap<Kind, Vec<RecordV1>>) -> Vec<Cell> {
         }
         for (at, (phase, all)) in (0u64..).zip(phases) {
             let mut draw = SEED.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(number * 1_000 + at);
-            let picks = if OF_THE_OLD_VM.contains(&phase.as_str()) { 3 } else { u64::from((at + number) % 2 == 0) };
+            // Every phase by one kind or another; those of the old VM by all, more than once.
+            let picks = if OF_THE_OLD_VM.contains(&phase.as_str()) { 2 } else { u64::from((at + number) % 4 == 0) };
             for _ in 0..picks {
                 draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let pick = usize::try_from(draw >> 33).unwrap() % all.len();
@@ -120,7 +121,7 @@ fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
     let uuid = ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned();
     let controller = ground.lab.controller();
     let crash_at = format!("{}:{}", if cell.after { "after" } else { "before" }, cell.sequence);
-    let finished = ground.run(&controller.clone().env("KVM_CLONE_CRASH_AT", &crash_at), &cell.kind.arguments());
+    let finished = run(&controller.clone().env("KVM_CLONE_CRASH_AT", &crash_at), &cell.kind.arguments());
     assert_eq!(finished.signal(), Some(9), "{name}: the program was to die there: {finished:?}");
     if cell.sequence == 0 && !cell.after {
         ground.assert_as(&before, &name);
@@ -178,7 +179,7 @@ fn a_saved_guest_comes_back_with_its_memory() {
     let before = ground.put_old(true);
     let controller = ground.lab.controller();
     let dying = controller.clone().env("KVM_CLONE_CRASH_AT", &format!("after:{}", committed - 1));
-    assert_eq!(ground.run(&dying, &kind.arguments()).signal(), Some(9));
+    assert_eq!(run(&dying, &kind.arguments()).signal(), Some(9));
     assert_eq!(ground.lab.b().state(CLONE).as_deref(), Some("shut off"));
     controller.run(["rollback", &controller.only_txn()]).expect(0);
     ground.assert_as(&before, "rolled back after a save");
@@ -194,7 +195,7 @@ fn a_guest_that_does_not_shut_down_is_switched_off() {
     let ground = Ground::new();
     ground.put_old(true);
     let uuid = ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned();
-    let finished = ground.run(&ground.lab.controller(), &["--force"]).expect(0);
+    let finished = run(&ground.lab.controller(), &["--force"]).expect(0);
     assert!(finished.stderr.contains("did not shut down within 60 seconds"), "{}", finished.stderr);
     ground.assert_replaced(&uuid, &[], "after a guest that does not listen");
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use crate::lab::RUN_BOUND;
-use crate::{CLONE, Ground, SOURCE, images_of};
+use crate::{CLONE, Ground, SOURCE, images_of, run};
 
 fn uuid(ground: &Ground) -> String {
     ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned()
@@ -21,7 +21,7 @@ fn each_row_of_the_table() {
     let ground = Ground::new();
     let (a, b) = (ground.lab.a(), ground.lab.b());
     let controller = ground.lab.controller();
-    let run = |more: &[&str]| ground.run(&controller, more);
+    let run = |more: &[&str]| run(&controller, more);
 
     // No VM of that name: all flags clone.
     run(&["--idempotent"]).expect(0);
@@ -84,26 +84,26 @@ fn an_unfinished_transaction_of_the_same_request_is_finished() {
     let old = ground.put_old(false);
     let controller = ground.lab.controller();
     let dying = controller.clone().env("KVM_CLONE_CRASH_AT", "after:12");
-    assert_eq!(ground.run(&dying, &["--force"]).signal(), Some(9));
+    assert_eq!(run(&dying, &["--force"]).signal(), Some(9));
     let txn = controller.only_txn();
     // Without the flag, and with --force, it is named.
     for flags in [&[][..], &["--force"]] {
-        let refused = ground.run(&controller, flags).expect(5);
+        let refused = run(&controller, flags).expect(5);
         assert!(refused.stderr.contains(&txn) && refused.stderr.contains("resume"), "{}", refused.stderr);
     }
     // With it, whoever asks resumes it.
-    ground.run(&controller, &["--idempotent"]).expect(0);
+    run(&controller, &["--idempotent"]).expect(0);
     assert_eq!((controller.only_txn(), controller.status(&txn).as_str()), (txn.clone(), "committed"));
     // One that was rolling back is finished, and a new one run.
     write_into(&b.path(&images_of(b, CLONE)[0]));
-    assert_eq!(ground.run(&dying, &["--force"]).signal(), Some(9));
+    assert_eq!(run(&dying, &["--force"]).signal(), Some(9));
     let second = controller.list().into_iter().find(|entry| entry["status"] == "interrupted").unwrap();
     let second = second["id"].as_str().unwrap().to_owned();
     let events = controller.show(&second)["events"].as_array().unwrap().len();
     let crash_at = format!("after:{}", events + 2);
     assert_eq!(controller.clone().env("KVM_CLONE_CRASH_AT", &crash_at).run(["rollback", &second]).signal(), Some(9));
     assert_eq!(controller.status(&second), "rolling_back");
-    ground.run(&controller, &["--idempotent"]).expect(0);
+    run(&controller, &["--idempotent"]).expect(0);
     assert_eq!(controller.status(&second), "rolled_back");
     assert_eq!(controller.list().len(), 3);
     drop(old);
@@ -118,10 +118,10 @@ fn one_that_runs_now_is_left_alone() {
     first.wait_until(Duration::from_secs(60), "it has begun", || {
         controller.list().iter().any(|entry| entry["status"] == "running")
     });
-    let second = ground.run(&controller, &["--idempotent"]).expect(7);
+    let second = run(&controller, &["--idempotent"]).expect(7);
     assert!(second.stderr.contains(&controller.only_txn()), "{}", second.stderr);
     first.wait_for(RUN_BOUND).expect(0);
-    assert_eq!(ground.run(&controller, &["--idempotent", "--json"]).expect(0).json()["status"], "up_to_date");
+    assert_eq!(run(&controller, &["--idempotent", "--json"]).expect(0).json()["status"], "up_to_date");
 }
 
 #[test]
@@ -130,11 +130,11 @@ fn a_clone_that_keeps_its_identity_is_marked_and_replaces_no_vm_of_the_same_uuid
     let (a, b) = (ground.lab.a(), ground.lab.b());
     let controller = ground.lab.controller();
     let identity = ["--preserve-uuid", "--preserve-mac"];
-    let finished = ground.run(&controller, &identity).expect(0);
+    let finished = run(&controller, &identity).expect(0);
     assert!(finished.stderr.contains("one machine"), "{}", finished.stderr);
     assert_eq!(uuid(&ground), a.virsh(["domuuid", SOURCE]).trim());
     assert!(b.virsh(["dumpxml", CLONE]).replace('"', "'").contains("identity='source'"));
-    let refused = ground.run(&controller, &[&identity[..], &["--force"]].concat()).expect(5);
+    let refused = run(&controller, &[&identity[..], &["--force"]].concat()).expect(5);
     assert!(refused.stderr.contains("the UUID") && refused.stderr.contains("undefine"), "{}", refused.stderr);
     let same_host = controller.run(["run", "a", "a", SOURCE, "--preserve-uuid"]).expect(5);
     assert!(same_host.stderr.contains("has the UUID"), "{}", same_host.stderr);

@@ -45,10 +45,6 @@ impl Ground {
         self.lab.outside()
     }
 
-    fn run(&self, controller: &Controller, more: &[&str]) -> Finished {
-        controller.run(["run", "a", "b", SOURCE, "--chunk-size", "64K"].iter().chain(more))
-    }
-
     fn assert_as(&self, before: &(Outside, Outside), when: &str) {
         let (a, b) = self.lab.outside();
         before.0.assert_same(&a, when);
@@ -94,6 +90,11 @@ impl Ground {
         b.virsh(["pool-refresh", "default"]);
         self.assert_as(&self.pristine, "after it was cleared");
     }
+}
+
+/// Clones the source VM.
+fn run(controller: &Controller, more: &[&str]) -> Finished {
+    controller.run(["run", "a", "b", SOURCE, "--chunk-size", "64K"].iter().chain(more))
 }
 
 /// Paths of a VM's disks.

@@ -22,7 +22,9 @@ fn three_vms_converge_whatever_is_killed() {
         Vm::new("two").disk(Disk::qcow2(3 << 20).seed(2)),
         Vm::new("three").disk(Disk::raw(2 << 20).seed(3)).disk(Disk::qcow2(1 << 20).seed(4)),
     ];
-    vms.iter().for_each(|vm| lab.a().define(vm));
+    for vm in &vms {
+        lab.a().define(vm);
+    }
     let before = lab.a().outside();
     let controller = lab.controller();
     let mut state = SEED;

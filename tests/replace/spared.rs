@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::lab::{Disk, Vm};
-use crate::{CLONE, Ground, SOURCE};
+use crate::{CLONE, Ground, SOURCE, run};
 
 const IMAGES: &str = "/var/lib/libvirt/images";
 
@@ -36,7 +36,7 @@ fn a_base_that_another_vm_reaches_through_a_chain_of_three_stays() {
     let hash = b.blake3(&base);
     let uuid = b.virsh(["domuuid", CLONE]).trim().to_owned();
 
-    let finished = ground.run(&ground.lab.controller(), &["--force"]).expect(0);
+    let finished = run(&ground.lab.controller(), &["--force"]).expect(0);
     assert!(
         finished.stderr.contains(&base) && finished.stderr.contains("the VM other reaches it"),
         "{}",
@@ -58,10 +58,10 @@ fn an_overlay_that_appears_meanwhile_keeps_its_base() {
     let base = format!("{IMAGES}/web_clone-1.qcow2");
     let controller = ground.lab.controller();
     // A look at the plan: it would be deleted. Then a volume of a pool is made on it, by nobody's definition.
-    let plan = ground.run(&controller, &["--force", "--dry-run", "--json"]).expect(0).json();
+    let plan = run(&controller, &["--force", "--dry-run", "--json"]).expect(0).json();
     assert_eq!(plan["plan"]["replaces"]["deleted"][1], base.as_str(), "{plan}");
     let committing = controller.clone().env("KVM_CLONE_CRASH_AT", "after:4");
-    assert_eq!(ground.run(&committing, &["--force"]).signal(), Some(9));
+    assert_eq!(run(&committing, &["--force"]).signal(), Some(9));
     overlay(&b.path(IMAGES), "late.qcow2", "web_clone-1.qcow2");
     let hash = b.blake3(&base);
     let finished = controller.run(["resume", &controller.only_txn()]).expect(0);

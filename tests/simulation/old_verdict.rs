@@ -45,10 +45,12 @@ impl Oracle {
         let there =
             old.files.iter().all(|file| files.stat(&file.path).is_some_and(|stat| stat.inode == file.stamp.inode));
         let durably_there = old.files.iter().all(|file| files.durable_node(&file.path).is_some());
-        if !(marked || self.committed) && !(defined && there) {
+        let whole = defined && there;
+        if !whole && !marked && !self.committed {
             return Err("the old VM is not whole any more, and there is no commit mark".to_owned());
         }
-        if !self.committed && !(durably_defined && durably_there) {
+        let durably_whole = durably_defined && durably_there;
+        if !durably_whole && !self.committed {
             return Err("a power cut would take the old VM, and the commit mark is not durable".to_owned());
         }
         if there && durably_there {

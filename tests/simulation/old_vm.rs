@@ -28,15 +28,13 @@ impl OldVm {
 
     pub fn random(seed: &mut Seed) -> Self {
         let running = seed.chance(70);
-        let modes: &[StopModeV1] = match running {
-            true => &[StopModeV1::Shutdown, StopModeV1::Save, StopModeV1::Destroy],
-            false => &[StopModeV1::Shutdown, StopModeV1::Save, StopModeV1::Destroy, StopModeV1::Never],
-        };
+        let mut modes = vec![StopModeV1::Shutdown, StopModeV1::Save, StopModeV1::Destroy];
+        modes.extend((!running).then_some(StopModeV1::Never));
         Self {
             running,
             deaf: seed.chance(30),
             autostart: seed.chance(40),
-            stop: *seed.pick(modes),
+            stop: *seed.pick(&modes),
             keep: seed.chance(25),
         }
     }
@@ -91,9 +89,10 @@ pub fn planned(
             });
             directories.len() - 1
         });
-        let fate = match shape.keep {
-            true => OldFileFateV1::Left { why: "the old VM is kept".to_owned() },
-            false => OldFileFateV1::Deleted { directory: u32::try_from(directory).unwrap() },
+        let fate = if shape.keep {
+            OldFileFateV1::Left { why: "the old VM is kept".to_owned() }
+        } else {
+            OldFileFateV1::Deleted { directory: u32::try_from(directory).unwrap() }
         };
         let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
         files.push(OldFileV1 { role: role.to_owned(), path: path.clone(), stamp, is_image: true, fate });
