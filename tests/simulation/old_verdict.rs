@@ -71,7 +71,7 @@ impl Oracle {
         let (Some(was), Some(is)) = (before.domains.get(name).cloned(), now.domains.get(name).cloned()) else {
             return Ok(before);
         };
-        let cut = now.boots > before.boots;
+        let cut = now.boots > self.boots;
         if was == is && !cut {
             return Ok(before);
         }
@@ -122,7 +122,9 @@ impl Oracle {
             for file in &old.files {
                 match file.fate {
                     OldFileFateV1::Deleted { .. }
-                        if now.entries.contains_key(&file.path) && !self.reached.contains(&file.path) =>
+                        if now.entries.contains_key(&file.path)
+                            && !self.reached.contains(&file.path)
+                            && !self.may_be_left =>
                     {
                         return Err(format!("{} of the old VM is left", file.path));
                     }
@@ -137,7 +139,7 @@ impl Oracle {
             }
             return Ok(());
         };
-        if !old.keep && now.boots == before.boots && !self.old_touched {
+        if !old.keep && now.boots == self.boots && !self.old_touched {
             return Err("the old VM was to go, and is there".to_owned());
         }
         if kept.active || kept.definition.name != old.kept_name {

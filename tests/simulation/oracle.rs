@@ -224,6 +224,10 @@ pub struct Oracle {
     pub old_touched: bool,
     /// Files of the old VM that others reach.
     pub reached: BTreeSet<String>,
+    /// Files of the old VM may be left: nobody knows whether the source's host sees them.
+    pub may_be_left: bool,
+    /// How often the destination had been booted at the beginning.
+    pub boots: u64,
     /// The clone is being renamed: a power cut may tear that.
     renaming: Cell<bool>,
 }
@@ -233,6 +237,7 @@ impl Oracle {
         let before = scene
             .world
             .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
+        let boots = before[1].boots;
         let versions = scene.images.iter().map(|image| vec![image.clone()]).collect();
         Self {
             plan: scene.plan.clone(),
@@ -246,6 +251,8 @@ impl Oracle {
             ran: false,
             old_touched: false,
             reached: BTreeSet::new(),
+            may_be_left: false,
+            boots,
             renaming: Cell::new(false),
         }
     }
