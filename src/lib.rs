@@ -12,6 +12,7 @@ pub mod journal;
 pub mod observer;
 pub mod plan;
 pub mod preflight;
+pub mod reach;
 pub mod report;
 pub mod request;
 mod shell;

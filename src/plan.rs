@@ -2,6 +2,7 @@
 //! path of the transaction is chosen here, once.
 
 pub mod placement;
+pub mod replaced;
 #[cfg(test)]
 mod tests;
 
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
     BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, NewDirectoryV1,
-    OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
+    OptionsV1, PlanV1, ReplacedV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
 };
 
 use crate::domain::qcow2::{Qcow2Error, renamed_backing};
@@ -75,13 +76,15 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
     let mut entropy = [0; 10];
     entropy.copy_from_slice(&(circumstances.random)()[..10]);
     let txn = TxnId::new(circumstances.now, entropy);
-    let clone_uuid = new_uuid(circumstances);
-    let (directories, images) = lay_out(request, survey, txn, clone_uuid, circumstances)?;
+    let clone_uuid = if request.preserve_uuid { survey.source.vm.brief.uuid } else { new_uuid(circumstances) };
+    let (mut directories, images) = lay_out(request, survey, txn, clone_uuid, circumstances)?;
     let new_directories = tpm_directories(survey, clone_uuid);
-    let definition = clone_definition(request, survey, clone_uuid, &images, circumstances)?;
+    let replaced = replaced::replaced(request, survey, txn, &mut directories, circumstances);
+    let definition = clone_definition(request, survey, (txn, clone_uuid), &images, circumstances)?;
     let pools = touched_pools(survey, &directories);
-    let steps = forward_steps(request, directories.len(), new_directories.len(), images.len());
-    let clean_up = clean_up_steps(request, survey.source.vm.autostart, directories.len(), pools.len());
+    let mut steps = forward_steps(request, directories.len(), new_directories.len(), images.len());
+    steps.extend(replaced.as_ref().map(|_| StepV1::StopOldVm));
+    let clean_up = clean_up_steps(request, survey, replaced.as_ref(), directories.len(), pools.len());
     Ok(PlanV1 {
         txn,
         created_at: circumstances.now,
@@ -96,6 +99,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         directories,
         new_directories,
         images,
+        replaced,
         pools,
         steps,
         clean_up,
@@ -122,6 +126,7 @@ fn recorded_request(request: &Request, survey: &Survey) -> RequestV1 {
             start: request.start,
             verify: request.verify,
             preserve_mac: request.preserve_mac,
+            preserve_uuid: request.preserve_uuid,
             bandwidth_limit_bytes_per_second: request.bandwidth_limit.map(ByteRate::bytes_per_second),
             preallocate: request.preallocate,
             chunk_size_bytes: request.chunk_size.bytes(),
@@ -247,7 +252,7 @@ fn final_mode(mode: u32) -> u32 {
 fn clone_definition(
     request: &Request,
     survey: &Survey,
-    clone_uuid: DomainUuid,
+    (txn, clone_uuid): (TxnId, DomainUuid),
     images: &[ImageV1],
     circumstances: &mut Circumstances<'_>,
 ) -> Result<String, PlanError> {
@@ -258,7 +263,7 @@ fn clone_definition(
     let variables =
         placed().find(|(file, _)| file.role == ImageRoleV1::Nvram).map(|(_, image)| image.final_path.clone());
     let changes = Rewrite {
-        identity: Some(Identity { uuid: clone_uuid, genid: new_uuid(circumstances) }),
+        identity: (!request.preserve_uuid).then(|| Identity { uuid: clone_uuid, genid: new_uuid(circumstances) }),
         emulator: match &survey.destination.emulator {
             EmulatorFacts::Path(path) => Some(path.clone()),
             EmulatorFacts::Refused(_) => None,
@@ -266,13 +271,17 @@ fn clone_definition(
         disk_files,
         chain_files: chain_files(survey, images),
         emptied: emptied_drives(survey),
-        variables: variables.or_else(|| new_variables(survey)),
+        variables: variables.or_else(|| new_variables(survey, txn)),
         macs,
         networks: renamed_networks(request, survey),
         mark: Change::Remove,
         ..Rewrite::default()
     };
-    Ok(rewrite(source, &changes.named(&survey.new_name))?)
+    // Beside the old VM until the commit.
+    let name = survey.destination.old.as_ref().map(|_| survey.new_name.beside(txn));
+    let changes = changes.named(&survey.new_name);
+    let name = name.or_else(|| changes.name.clone());
+    Ok(rewrite(source, &Rewrite { name, ..changes })?)
 }
 
 /// Where the chains are, of those disks whose definition names them.
@@ -302,9 +311,14 @@ fn emptied_drives(survey: &Survey) -> BTreeSet<usize> {
 }
 
 /// Where libvirt will make the variables of a clone whose source was never started.
-fn new_variables(survey: &Survey) -> Option<String> {
+fn new_variables(survey: &Survey, txn: TxnId) -> Option<String> {
     let variables = survey.source.definition.os.variables.as_ref()?;
-    Some(places::variables(survey.new_name.as_str(), variables.format))
+    // A file that is there would be adopted: an old VM may have one of that name.
+    let name = match &survey.destination.old {
+        Some(_) => format!("{}-{}", survey.new_name, txn.short()),
+        None => survey.new_name.to_string(),
+    };
+    Some(places::variables(&name, variables.format))
 }
 
 /// The other name of each network or bridge that has one on the destination, by the interface's index.
@@ -368,14 +382,22 @@ fn forward_steps(request: &Request, directories: usize, new_directories: usize, 
     steps
 }
 
-fn clean_up_steps(request: &Request, autostart: bool, directories: usize, pools: usize) -> Vec<CleanUpStepV1> {
-    let mut steps = vec![CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim];
-    if autostart {
+fn clean_up_steps(
+    request: &Request,
+    survey: &Survey,
+    replaced: Option<&ReplacedV1>,
+    directories: usize,
+    pools: usize,
+) -> Vec<CleanUpStepV1> {
+    let (mut steps, deleting) = replaced::clean_up(replaced);
+    steps.extend([CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim]);
+    if survey.source.vm.autostart {
         steps.push(CleanUpStepV1::SetAutostart);
     }
     if request.start {
         steps.push(CleanUpStepV1::StartDomain);
     }
+    steps.extend(deleting);
     steps.extend((0..directories).map(|directory| CleanUpStepV1::RemoveStaging { directory: number(directory) }));
     steps.extend((0..pools).map(|pool| CleanUpStepV1::RefreshPool { pool: number(pool) }));
     steps.push(CleanUpStepV1::RemoveRecord);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use journal_format::DomainUuid;
+use journal_format::{DomainUuid, StopModeV1};
 
 use crate::domain::{DomainName, NameError};
 use crate::host::Address;
@@ -41,6 +41,14 @@ pub struct Request {
     pub start: bool,
     /// Keep the source's MAC addresses.
     pub preserve_mac: bool,
+    /// Keep the UUID.
+    pub preserve_uuid: bool,
+    /// What becomes of a VM that has the clone's name.
+    pub occupied: Occupied,
+    /// How it may be stopped.
+    pub stop: StopModeV1,
+    /// It stays, under another name.
+    pub keep_replaced: bool,
     /// What becomes of a TPM's state.
     pub tpm: TpmState,
     /// Copy what lies in drives too, and disks that are only read or shared.
@@ -69,6 +77,10 @@ impl Request {
             network_map: Vec::new(),
             start: false,
             preserve_mac: false,
+            preserve_uuid: false,
+            occupied: Occupied::Refuse,
+            stop: StopModeV1::Shutdown,
+            keep_replaced: false,
             tpm: TpmState::Copy,
             copy_media: false,
             verify: true,
@@ -91,6 +103,9 @@ impl Request {
             if self.source == self.destination && new_name.as_str() == name {
                 return Err(RequestError::SameVm { name: name.clone(), host: self.source.to_string() });
             }
+        }
+        if self.keep_replaced && self.occupied == Occupied::Refuse {
+            return Err(RequestError::NothingReplaced);
         }
         if self.key_file.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(RequestError::KeyFileNotAbsolute);
@@ -141,6 +156,28 @@ impl FromStr for VmSelector {
             return Err(RequestError::VmName { name: text.to_owned() });
         }
         Ok(Self::Name(text.to_owned()))
+    }
+}
+
+/// What becomes of a VM that has the clone's name already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupied {
+    /// Nothing: the clone is refused.
+    Refuse,
+    /// It is replaced.
+    Replace,
+    /// It is replaced, unless it is a clone of the same VM and neither was changed since.
+    ReplaceIfChanged,
+}
+
+/// How a VM that is replaced may be stopped, as it is written on the command line.
+pub fn stop_mode(text: &str) -> Result<StopModeV1, RequestError> {
+    match text {
+        "shutdown" => Ok(StopModeV1::Shutdown),
+        "save" => Ok(StopModeV1::Save),
+        "destroy" => Ok(StopModeV1::Destroy),
+        "never" => Ok(StopModeV1::Never),
+        other => Err(RequestError::StopMode { text: other.to_owned() }),
     }
 }
 
@@ -361,6 +398,15 @@ pub enum RequestError {
         path: String,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// Nothing is replaced, and so nothing can be kept.
+    #[error("--keep-replaced: nothing is replaced without --force or --idempotent")]
+    NothingReplaced,
+    /// Not a way to stop a VM.
+    #[error("--stop {text:?}: expected shutdown, save, destroy or never")]
+    StopMode {
+        /// As given.
+        text: String,
     },
     /// Not `A=B`.
     #[error(

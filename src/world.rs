@@ -187,6 +187,7 @@ pub struct DomainBrief {
 }
 
 /// A domain, whole.
+#[allow(clippy::struct_excessive_bools)] // what libvirt says of it, each its own
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainFacts {
     /// UUID, name, state.
@@ -197,6 +198,8 @@ pub struct DomainFacts {
     pub autostart: bool,
     /// Has a saved memory image of libvirt's.
     pub managed_save: bool,
+    /// Its memory is being saved just now: once that is through, it is off.
+    pub saving: bool,
     /// Number of libvirt snapshots.
     pub snapshots: u32,
     /// Number of checkpoints.
@@ -421,6 +424,14 @@ pub trait Host {
     fn define(&self, definition: &str) -> Result<(), Fault>;
     /// Undefines, keeping NVRAM and TPM state always. No such domain is `Ok`.
     fn undefine(&self, uuid: DomainUuid) -> Result<(), Fault>;
+    /// Undefines likewise, and with it goes what libvirt keeps for it: a saved memory image, checkpoints.
+    fn undefine_whole(&self, uuid: DomainUuid) -> Result<(), Fault>;
+    /// Gives a domain that is off another name; `AlreadyExists` when it is taken. Its own name again is `Ok`.
+    fn rename_domain(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault>;
+    /// The definition that a running domain runs with, with secrets; `None` when it is off, or there is none.
+    fn live_definition(&self, uuid: DomainUuid) -> Result<Option<String>, Fault>;
+    /// The definitions of a domain's snapshots, with secrets.
+    fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault>;
     /// Sets (or, with `None`, removes) our metadata element in the definition.
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault>;
     /// Sets (or removes) the title in the definition.
@@ -429,6 +440,14 @@ pub trait Host {
     fn set_autostart(&self, uuid: DomainUuid, autostart: bool) -> Result<(), Fault>;
     /// Starts a domain. Already running is `Ok`.
     fn start(&self, uuid: DomainUuid) -> Result<(), Fault>;
+    /// Asks a running guest to shut down (ACPI); it takes its time, or does not listen. Already off is `Ok`.
+    fn shut_down(&self, uuid: DomainUuid) -> Result<(), Fault>;
+    /// Switches a domain off. Already off is `Ok`.
+    fn destroy(&self, uuid: DomainUuid) -> Result<(), Fault>;
+    /// Saves a running domain's memory to a new file and ends it.
+    fn save(&self, uuid: DomainUuid, path: &str) -> Result<(), Fault>;
+    /// Runs the domain of a saved memory on from there; `Refused` when the file is not whole.
+    fn restore(&self, path: &str) -> Result<(), Fault>;
     /// What QEMU would be started with (`virConnectDomainXMLToNative`); creates nothing. `Refused` with libvirt's words.
     fn native_command(&self, definition: &str) -> Result<String, Fault>;
     /// `virConnectGetDomainCapabilities` for an architecture, machine and virtualization type.

@@ -233,6 +233,16 @@ pub enum OutcomeV1 {
     },
     /// Was already so before `Started`: nothing to undo.
     AlreadySo,
+    /// The old VM is shut off.
+    Stopped {
+        /// It ran, and a rollback starts it again.
+        was_running: bool,
+    },
+    /// A clean-up step found a good reason not to do it; what it is about stays as it is.
+    Left {
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// What is known of one chunk on the destination.

@@ -7,6 +7,7 @@ pub mod event;
 pub mod frame;
 pub mod identity;
 pub mod ledger;
+pub mod old_vm;
 pub mod owner;
 pub mod plan;
 mod wire;
@@ -18,6 +19,7 @@ pub use event::{
 pub use frame::{ChainEnd, EncodeError, Envelope, Frame, FrameError, FrameHash};
 pub use identity::{ChunkValue, ControllerId, DomainUuid, Epoch, Inode, TxnId, UnixMillis};
 pub use ledger::{LedgerError, LedgerSeal};
+pub use old_vm::{FileStampV1, OldFileFateV1, OldFileV1, OldVmRecordError, OldVmRecordV1, ReplacedV1, StopModeV1};
 pub use owner::{DirectionV1, OwnerError, OwnerV1, SlotError};
 pub use plan::{
     BackingV1, CleanUpStepV1, DirectoryV1, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, NewDirectoryV1, OptionsV1,

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{ControllerId, DomainUuid, Inode, TxnId, UnixMillis};
+use crate::old_vm::ReplacedV1;
 
 /// One clone, planned whole. Written in `Begun` before anything is touched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct PlanV1 {
     pub new_directories: Vec<NewDirectoryV1>,
     /// The files to be copied: the disks in the order of the definition first.
     pub images: Vec<ImageV1>,
+    /// The old VM: it has the clone's name, and gives way to the clone after the commit. `None`: the name is free.
+    pub replaced: Option<ReplacedV1>,
     /// Active pools of the destination that hold a touched directory; refreshed at the end.
     pub pools: Vec<String>,
     /// What is done before the commit, in this order; undone in the opposite order.
@@ -81,6 +84,8 @@ pub struct OptionsV1 {
     pub verify: bool,
     /// Keep the source's MAC addresses.
     pub preserve_mac: bool,
+    /// Keep the source's UUID.
+    pub preserve_uuid: bool,
     /// Bytes per second at most over the wire; changeable on resume.
     pub bandwidth_limit_bytes_per_second: Option<u64>,
     /// Allocate the destination's images whole.
@@ -252,6 +257,8 @@ pub enum StepV1 {
         /// Index into `PlanV1::new_directories`.
         directory: u32,
     },
+    /// The old VM is shut off, and what it was is written into the host record.
+    StopOldVm,
 }
 
 /// A step after the commit. Forward only. Variants are only appended.
@@ -277,4 +284,13 @@ pub enum CleanUpStepV1 {
     },
     /// The host record goes, last.
     RemoveRecord,
+    /// The old VM is undefined, or renamed where it is kept.
+    RetireOldVm,
+    /// The clone gets its own name, which the old VM had.
+    RenameClone,
+    /// One file of the old VM is deleted.
+    DeleteOldFile {
+        /// Index into `ReplacedV1::files`.
+        file: u32,
+    },
 }

@@ -16,7 +16,8 @@ use journal_format::frame::FRAME_HEADER_BYTES;
 use journal_format::ledger::{decode_ledger_entry, ledger_key, ledger_value};
 use journal_format::owner::{OWNER_FILE_BYTES, SLOT_BYTES, decode_owner_file};
 use journal_format::{
-    ChainEnd, ChunkRecordV1, ChunkState, ChunkValue, DirectionV1, EventV1, FrameError, LedgerSeal, PlanV1, RecordV1,
+    ChainEnd, ChunkRecordV1, ChunkState, ChunkValue, DirectionV1, EventV1, FrameError, LedgerSeal, OldVmRecordV1,
+    PlanV1, RecordV1,
 };
 
 fn directory() -> PathBuf {
@@ -29,7 +30,8 @@ fn seeds() -> PathBuf {
 
 /// A plan of one step: a variant that is added later changes no file that is there.
 fn plan_of(edit: impl FnOnce(&mut PlanV1)) -> EventV1 {
-    let mut plan = PlanV1 { steps: Vec::new(), clean_up: Vec::new(), images: Vec::new(), ..example::plan() };
+    let mut plan =
+        PlanV1 { steps: Vec::new(), clean_up: Vec::new(), images: Vec::new(), replaced: None, ..example::plan() };
     edit(&mut plan);
     EventV1::Begun { plan: Box::new(plan) }
 }
@@ -84,6 +86,9 @@ fn files() -> Vec<(String, Vec<u8>)> {
     for (name, record) in ledger() {
         let entry = [&ledger_key(1, record.index)[..], &ledger_value(&record.state)].concat();
         files.push((format!("{name}.bin"), entry));
+    }
+    for (name, record) in example::old_vm_records() {
+        files.push((format!("old-vm-{name}.bin"), record.encode().unwrap()));
     }
     files.push(("ledger-seal.bin".into(), seal().encode().to_vec()));
     files.push(("transaction.bin".into(), example::frames(example::txn(), &example::transaction()).concat()));
@@ -162,6 +167,10 @@ fn golden_bytes_are_read() {
         assert_eq!(decode_ledger_entry(&bytes[..12], &bytes[12..]), Ok((1, record)));
     }
     assert_eq!(LedgerSeal::decode(&read("ledger-seal.bin")), Ok(seal()));
+
+    for (name, record) in example::old_vm_records() {
+        assert_eq!(OldVmRecordV1::decode(&read(&format!("old-vm-{name}.bin"))), Ok(record));
+    }
 
     let log = read("transaction.bin");
     let (mut end, mut rest, mut records) = (ChainEnd::start(example::txn()), &log[..], Vec::new());

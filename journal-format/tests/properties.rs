@@ -10,7 +10,8 @@ use journal_format::frame::FRAME_VERSION;
 use journal_format::ledger::{decode_ledger_entry, ledger_key, ledger_value};
 use journal_format::owner::{SLOT_BYTES, decode_owner_file, decode_slot};
 use journal_format::{
-    ChainEnd, ChunkRecordV1, ChunkState, ChunkValue, FrameError, FrameHash, LedgerSeal, OwnerV1, SlotError, TxnId,
+    ChainEnd, ChunkRecordV1, ChunkState, ChunkValue, FrameError, FrameHash, LedgerSeal, OldVmRecordError,
+    OldVmRecordV1, OwnerV1, SlotError, TxnId,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -30,6 +31,19 @@ fn flip(bytes: &mut [u8], bit: Index) {
 }
 
 proptest! {
+    #[test]
+    fn every_record_of_an_old_vm_comes_back_and_a_flipped_bit_is_detected(record in arbitrary::old_vm_record(), bit: Index) {
+        let mut bytes = record.encode().unwrap();
+        prop_assert_eq!(OldVmRecordV1::decode(&bytes), Ok(record));
+        flip(&mut bytes, bit);
+        prop_assert_eq!(OldVmRecordV1::decode(&bytes), Err(OldVmRecordError::Damaged));
+    }
+
+    #[test]
+    fn any_bytes_are_no_record_of_an_old_vm(bytes in vec(any::<u8>(), 0..300)) {
+        prop_assert_eq!(OldVmRecordV1::decode(&bytes), Err(OldVmRecordError::Damaged));
+    }
+
     #[test]
     fn every_record_comes_back(place in place(), record in arbitrary::record(), behind in vec(any::<u8>(), 0..200)) {
         let (mut bytes, end) = place.encode(&record).unwrap();

@@ -34,7 +34,8 @@ impl Conclusion {
                 warnings = left;
                 done = Some(cloned(&log));
             }
-            Ending::CloneGone { missing, orphans } => {
+            Ending::CloneGone { missing, orphans, warnings: left } => {
+                warnings = left;
                 let (message, hint) = clone_gone(&log.transaction_id, &log.destination.host, &missing, &orphans);
                 error = Some(CliError::new(status, message, hint));
             }

@@ -114,7 +114,10 @@ mod tests {
             (Ending::Suspended(failure(7)), ExitStatus::Held),
             (Ending::Suspended(failure(99)), ExitStatus::Suspended),
             (Ending::Refused(failure(5)), ExitStatus::Refused),
-            (Ending::CloneGone { missing: vec!["the VM web02".into()], orphans: Vec::new() }, ExitStatus::Stuck),
+            (
+                Ending::CloneGone { missing: vec!["the VM web02".into()], orphans: Vec::new(), warnings: Vec::new() },
+                ExitStatus::Stuck,
+            ),
         ] {
             assert_eq!(ExitStatus::of_ending(&ending), status, "{ending:?}");
         }

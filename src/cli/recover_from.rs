@@ -199,7 +199,10 @@ fn told(ending: Ending, txn: TxnId, wanted: &FromHost<'_>, session: &Session) ->
             let message = format!("transaction {txn} is stuck{}", stuck(wanted.host, &finding));
             Outcome::failed(CliError::new(status, message, "once that is gone, run it again"))
         }
-        Ending::CloneGone { missing, orphans } => {
+        Ending::CloneGone { missing, orphans, warnings } => {
+            for warning in &warnings {
+                session.terminal.warning(warning);
+            }
             let (message, hint) = clone_gone(&txn.to_string(), wanted.host, &missing, &orphans);
             Outcome::failed(CliError::new(status, message, hint))
         }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use journal_format::{AttemptPurpose, Epoch, EventV1, PlanV1, RecordV1};
+use journal_format::{AttemptPurpose, Epoch, EventV1, PlanV1, RecordV1, TxnId};
 use serde_json::json;
 
-use super::attempt::drive;
+use super::attempt::{drive, reopen};
 use super::error::{CliError, Problem};
 use super::exit::ExitStatus;
 use super::session::{Seen, Session, now};
@@ -21,8 +21,8 @@ use crate::preflight::{self, Prepared, Report, Unfinished};
 use crate::report::plan::{PlanView, human};
 use crate::report::show::{suggestions, typed};
 use crate::report::status::Status;
-use crate::request::{ByteRate, ChunkSize, Request, Target};
-use crate::survey::SurveyError;
+use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, stop_mode};
+use crate::survey::{Survey, SurveyError};
 use crate::world::{Side, World};
 
 /// Which VM, from where to where, and how.
@@ -56,6 +56,23 @@ pub struct RunArgs {
     /// whose medium is not there are emptied
     #[arg(long)]
     copy_media: bool,
+    /// Keep the UUID of the source: source and clone are one machine to everything, and only one of them may run
+    #[arg(long)]
+    preserve_uuid: bool,
+    /// Replace a VM of the clone's name, after the clone is whole beside it
+    #[arg(long)]
+    force: bool,
+    /// Safe to run again and again: nothing to do where an unchanged clone of this VM is there, else it is replaced; an
+    /// unfinished transaction of the same request is resumed
+    #[arg(long)]
+    idempotent: bool,
+    /// How a running VM that is replaced may be stopped: shutdown (after 60 s it is switched off), save (its memory, for
+    /// a rollback), destroy, never
+    #[arg(long, value_name = "HOW", default_value = "shutdown")]
+    stop: String,
+    /// Keep the VM that is replaced, as <NAME>.replaced-<TXN>
+    #[arg(long)]
+    keep_replaced: bool,
     /// Plug interfaces of network or bridge A into B on the destination; may be given several times
     #[arg(long, value_name = "A=B")]
     network_map: Vec<String>,
@@ -89,9 +106,24 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
     let request = args.request()?;
     let deadline = Deadline::start(args.timeout, session)?;
-    let Prepared { report, plan, .. } = prepare(&request, session)?;
+    let mut prepared = prepare(&request, session)?;
+    if args.idempotent
+        && !args.dry_run
+        && let Some(txn) = prepared.unfinished
+    {
+        if let Some(status) = finish_first(txn, session)? {
+            deadline.say_if_reached(session);
+            return Ok(status);
+        }
+        prepared = prepare(&request, session)?;
+    }
+    let Prepared { report, plan, survey, up_to_date, .. } = prepared;
     for warning in &report.warnings {
         session.terminal.warning(&warning.to_string());
+    }
+    if up_to_date {
+        say_up_to_date(&survey, &report, session);
+        return Ok(ExitStatus::Done);
     }
     let plan = plan.ok_or_else(|| blocked(&report))?;
     if args.dry_run {
@@ -103,6 +135,49 @@ pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
     let conclusion = drive(&mut journal, AttemptPurpose::Run, None, session)?;
     deadline.say_if_reached(session);
     Ok(conclusion.tell(&session.terminal))
+}
+
+/// An unfinished transaction of the very same request is brought to its end. `None`: it was rolling back, that is done, and
+/// the request stands as before.
+fn finish_first(txn: TxnId, session: &Session) -> Result<Option<ExitStatus>, CliError> {
+    let Seen { log, .. } = session.see(txn).map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
+    match log.status {
+        Status::Running => {
+            let message = format!("transaction {txn} of this very request is running now");
+            Err(CliError::new(ExitStatus::Held, message, "wait for its end; `kvm-clone show` tells how far it is"))
+        }
+        Status::Stuck => {
+            let message = format!("transaction {txn} of this very request is stuck: a person must look");
+            let mut error = CliError::new(ExitStatus::Stuck, message, "");
+            error.suggestions = suggestions(&log, session.program());
+            Err(error)
+        }
+        Status::RollingBack => {
+            session
+                .terminal
+                .note(&format!("transaction {txn} of this request was rolling back: that is finished first"));
+            let conclusion = reopen(txn, AttemptPurpose::Rollback, None, session)?;
+            if conclusion.status == ExitStatus::Done {
+                return Ok(None);
+            }
+            Ok(Some(conclusion.tell(&session.terminal)))
+        }
+        Status::Interrupted | Status::CleaningUp | Status::Committed | Status::RolledBack | Status::Abandoned => {
+            session.terminal.note(&format!("transaction {txn} of this request is unfinished: it is resumed"));
+            Ok(Some(reopen(txn, AttemptPurpose::Resume, None, session)?.tell(&session.terminal)))
+        }
+    }
+}
+
+/// The clone is there, and neither it nor its source was changed since.
+fn say_up_to_date(survey: &Survey, report: &Report, session: &Session) {
+    let (clone, source) = (survey.new_name.as_str(), survey.source.vm.brief.name.as_str());
+    let txn = survey.destination.old.as_ref().and_then(|old| old.mark.as_ref()).map(|mark| mark.txn.to_string());
+    let (from, to) = (&survey.source.name, &survey.destination.name);
+    let result = json!({ "status": "up_to_date", "id": txn, "warnings": report.warnings });
+    session.terminal.result(&result, || {
+        format!("{clone} on {to} is a clone of {source} on {from}, and neither was changed since: nothing to do.\n")
+    });
 }
 
 /// Asks both hosts; nothing is touched.
@@ -142,6 +217,8 @@ fn unfinished(session: &Session) -> Result<Vec<Unfinished>, CliError> {
                     txn,
                     destination_machine_id: log.destination.machine_id,
                     new_name: log.destination.vm_name,
+                    source_machine_id: log.source.machine_id,
+                    vm_uuid: log.source.vm_uuid,
                     running: log.status == Status::Running,
                     abandoned,
                     advice: format!("First {advice}; or choose another name with --new-name."),
@@ -203,6 +280,14 @@ impl RunArgs {
         request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
+        request.preserve_uuid = self.preserve_uuid;
+        request.occupied = match (self.idempotent, self.force) {
+            (true, _) => Occupied::ReplaceIfChanged,
+            (false, true) => Occupied::Replace,
+            (false, false) => Occupied::Refuse,
+        };
+        request.stop = stop_mode(&self.stop)?;
+        request.keep_replaced = self.keep_replaced;
         request.tpm = self.tpm.parse()?;
         request.copy_media = self.copy_media;
         request.verify = !self.no_verify;

@@ -66,6 +66,8 @@ pub struct CloneMark {
     pub source_uuid: DomainUuid,
     /// The domain's own UUID: a mark that names another one was copied by somebody and says nothing.
     pub clone_uuid: DomainUuid,
+    /// It has its source's UUID: only one of the two may run.
+    pub same_identity: bool,
     /// How far it is.
     pub state: MarkState,
     /// The disks that were copied, in the order of the definition.
@@ -88,13 +90,14 @@ impl CloneMark {
             MarkState::Unfinished => "unfinished",
             MarkState::Finished => "finished",
         };
+        let identity = if self.same_identity { " identity='source'" } else { "" };
         let controller = &self.controller;
         let mut disks = String::new();
         for disk in &self.disks {
             disks += &disk.write(prefix)?;
         }
         Ok(format!(
-            "<{prefix}clone{declaration} transaction='{}' state='{state}' uuid='{}'>\
+            "<{prefix}clone{declaration} transaction='{}' state='{state}' uuid='{}'{identity}>\
              <{prefix}controller machine='{}' state-dir='{}'/>\
              <{prefix}source host='{}' machine='{}' uuid='{}'/>{disks}</{prefix}clone>",
             self.txn,
@@ -160,6 +163,7 @@ fn read_mark(mark: Node<'_, '_>) -> Result<CloneMark, DomainError> {
         source_host: required(source, "host")?.to_owned(),
         source_uuid: value(source, "uuid")?,
         clone_uuid: value(mark, "uuid")?,
+        same_identity: mark.attribute("identity") == Some("source"),
         state,
         disks: disks.collect::<Result<_, _>>()?,
     })
@@ -224,6 +228,7 @@ mod tests {
             source_host: "root@a:22".into(),
             source_uuid: DomainUuid([2; 16]),
             clone_uuid: DomainUuid([3; 16]),
+            same_identity: false,
             state: MarkState::Unfinished,
             disks: vec![
                 DiskMark {
@@ -246,8 +251,8 @@ mod tests {
 
     #[test]
     fn reads_what_it_wrote() {
-        for state in [MarkState::Unfinished, MarkState::Finished] {
-            let mark = CloneMark { state, ..mark() };
+        for (state, same_identity) in [(MarkState::Unfinished, false), (MarkState::Finished, true)] {
+            let mark = CloneMark { same_identity, state, ..mark() };
             let text = definition(&mark.to_qualified_element().unwrap());
             assert_eq!(CloneMark::read(&text).unwrap(), Some(mark));
         }

@@ -9,6 +9,7 @@ pub mod definition;
 pub mod documents;
 pub mod metadata;
 pub mod name;
+pub mod named;
 pub mod places;
 pub mod qcow2;
 pub mod rewrite;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{
-    AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageV1, PlanV1, ReopenCauseV1, SourceStampV1, StepV1,
+    AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageV1, OldFileFateV1, PlanV1, ReopenCauseV1,
+    ReplacedV1, SourceStampV1, StepV1,
 };
 
 use super::reopen;
@@ -138,6 +139,7 @@ pub(super) fn check_machine(host: &dyn Host, machine_id: &str) -> Result<(), Fai
 /// Everything that a step of this plan may change on the destination, besides the host record and the claims.
 pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
     let mut paths = vec![steps::torn_definition(&plan.request.new_name)];
+    paths.extend(plan.replaced.as_ref().into_iter().flat_map(|old| allowed_of_old_vm(plan, old)));
     for directory in &plan.directories {
         paths.push(format!("{}/.kvm-clone", directory.path));
         paths.push(directory.staging.clone());
@@ -148,6 +150,21 @@ pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
         paths.push(made.path.clone());
     }
     paths.extend(plan.images.iter().map(|image| image.final_path.clone()));
+    paths
+}
+
+/// What may be changed of an old VM: libvirt's stale files of both names, and the files that are to be deleted.
+fn allowed_of_old_vm(plan: &PlanV1, old: &ReplacedV1) -> Vec<String> {
+    let mut paths = Vec::new();
+    for name in [&plan.request.new_name, &old.clone_name] {
+        paths.extend([steps::definition_file(name), steps::torn_definition(name), steps::autostart_link(name)]);
+    }
+    for file in old.files.iter().filter(|file| matches!(file.fate, OldFileFateV1::Deleted { .. })) {
+        paths.push(file.path.clone());
+        if file.role == "tpm" {
+            paths.extend(steps::tpm_directories(&file.path));
+        }
+    }
     paths
 }
 

@@ -52,6 +52,10 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             made.map(|made| list_files([made.path.as_str()])).into_iter().collect()
         }
         Some(StepV1::DefineDomain) => vec![format!("virsh list --all --uuid --name --title"), domain()],
+        Some(StepV1::StopOldVm) => {
+            let old = plan.replaced.as_ref();
+            old.map(|old| format!("virsh domstate --reason {}", old.uuid)).into_iter().chain([records()]).collect()
+        }
         Some(StepV1::DetectSharedStorage) | None => {
             std::iter::once(records()).chain(plan.images.iter().map(images)).chain([domain()]).collect()
         }

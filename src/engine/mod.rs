@@ -57,6 +57,8 @@ pub enum Ending {
         missing: Vec<String>,
         /// The clone's disks that nothing uses any more: paths.
         orphans: Vec<String>,
+        /// What else an operator should know.
+        warnings: Vec<String>,
     },
     /// The world is as before: because it was asked for (`None`, exit 0) or after a failure (exit 1, or its own).
     RolledBack {

@@ -25,6 +25,8 @@ use relay::Relay;
 /// How long a call may take. Starting a domain or looking through a pool takes its time, and whatever first asks for
 /// what QEMU can do makes libvirt run every QEMU of the host: on a busy one that is more than half a minute.
 const CALL_SECONDS_MAX: u64 = 120;
+/// How long saving or restoring a guest's memory may take: 64 GiB at 40 MB/s.
+const MEMORY_CALL_SECONDS_MAX: u64 = 1800;
 /// How long a libvirt that is not there is waited for.
 const DOWN_SECONDS_MAX: u64 = 30;
 /// How often it is looked for meanwhile.
@@ -72,7 +74,7 @@ enum CallError {
     /// The connection broke: whether the call took effect is unknown.
     Lost(String),
     /// No answer in time.
-    TimedOut,
+    TimedOut { seconds: u64 },
 }
 
 type Job = Box<dyn FnOnce(&Connect) + Send>;
@@ -117,7 +119,7 @@ impl Libvirt {
         let deadline = Instant::now() + Duration::from_secs(DOWN_SECONDS_MAX);
         loop {
             let connection = self.connect(operation, deadline).await?;
-            match connection.run(call.clone()).await {
+            match connection.run(CALL_SECONDS_MAX, call.clone()).await {
                 Err(CallError::Lost(_)) if Instant::now() < deadline => {
                     self.renew();
                     self.client.check(operation)?;
@@ -134,9 +136,18 @@ impl Libvirt {
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, Refusal> + Send + 'static,
     {
+        self.change_within(CALL_SECONDS_MAX, operation, call).await
+    }
+
+    /// A call that may change something and take up to so many seconds: made once.
+    async fn change_within<T, F>(&self, seconds_max: u64, operation: &str, call: F) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connect) -> Result<T, Refusal> + Send + 'static,
+    {
         let deadline = Instant::now() + Duration::from_secs(DOWN_SECONDS_MAX);
         let connection = self.connect(operation, deadline).await?;
-        let result = connection.run(call).await;
+        let result = connection.run(seconds_max, call).await;
         self.settle(operation, result)
     }
 
@@ -152,11 +163,10 @@ impl Libvirt {
                 self.client.check(operation)?;
                 Err(self.fault(FaultKind::LibvirtDown, operation, format!("the connection to libvirt broke: {why}")))
             }
-            Err(CallError::TimedOut) => {
+            Err(CallError::TimedOut { seconds }) => {
                 self.renew();
                 self.client.check(operation)?;
-                let detail =
-                    format!("libvirt did not answer within {CALL_SECONDS_MAX} s; is libvirtd or virtqemud hanging?");
+                let detail = format!("libvirt did not answer within {seconds} s; is libvirtd or virtqemud hanging?");
                 Err(self.fault(FaultKind::TimedOut, operation, detail))
             }
         }
@@ -237,7 +247,7 @@ impl Libvirt {
 }
 
 impl Connection {
-    async fn run<T, F>(&self, call: F) -> Result<T, CallError>
+    async fn run<T, F>(&self, seconds_max: u64, call: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, Refusal> + Send + 'static,
@@ -257,9 +267,9 @@ impl Connection {
         });
         let ended = || CallError::Lost("its thread ended".into());
         self.jobs.send(job).map_err(|_| ended())?;
-        match timeout(Duration::from_secs(CALL_SECONDS_MAX), answer).await {
+        match timeout(Duration::from_secs(seconds_max), answer).await {
             Ok(answer) => answer.unwrap_or_else(|_| Err(ended())),
-            Err(_) => Err(CallError::TimedOut),
+            Err(_) => Err(CallError::TimedOut { seconds: seconds_max }),
         }
     }
 }

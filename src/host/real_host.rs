@@ -320,6 +320,22 @@ impl Host for RealHost {
         self.tell_libvirt(|| format!("undefine domain {uuid}"), self.libvirt.undefine(uuid))
     }
 
+    fn undefine_whole(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.tell_libvirt(|| format!("undefine domain {uuid} with its saved state"), self.libvirt.undefine_whole(uuid))
+    }
+
+    fn rename_domain(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault> {
+        self.tell_libvirt(|| format!("rename domain {uuid} to {name}"), self.libvirt.rename(uuid, name))
+    }
+
+    fn live_definition(&self, uuid: DomainUuid) -> Result<Option<String>, Fault> {
+        self.block_on(self.libvirt.live_definition(uuid))
+    }
+
+    fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault> {
+        self.block_on(self.libvirt.snapshot_definitions(uuid))
+    }
+
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {
         self.tell_libvirt(|| format!("set our metadata of domain {uuid}"), self.libvirt.set_metadata(uuid, element))
     }
@@ -334,6 +350,22 @@ impl Host for RealHost {
 
     fn start(&self, uuid: DomainUuid) -> Result<(), Fault> {
         self.tell_libvirt(|| format!("start domain {uuid}"), self.libvirt.start(uuid))
+    }
+
+    fn shut_down(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.tell_libvirt(|| format!("ask domain {uuid} to shut down"), self.libvirt.shut_down(uuid))
+    }
+
+    fn destroy(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.tell_libvirt(|| format!("switch domain {uuid} off"), self.libvirt.destroy(uuid))
+    }
+
+    fn save(&self, uuid: DomainUuid, path: &str) -> Result<(), Fault> {
+        self.tell_libvirt(|| format!("save the memory of domain {uuid} to {path}"), self.libvirt.save(uuid, path))
+    }
+
+    fn restore(&self, path: &str) -> Result<(), Fault> {
+        self.tell_libvirt(|| format!("restore the memory saved in {path}"), self.libvirt.restore(path))
     }
 
     fn native_command(&self, definition: &str) -> Result<String, Fault> {

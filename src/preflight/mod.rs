@@ -3,6 +3,7 @@
 
 mod fit;
 mod place;
+mod replace;
 pub mod space;
 #[cfg(test)]
 mod tests;
@@ -76,6 +77,18 @@ pub enum BlockerKind {
     Chain,
     /// A domain of the clone's name exists.
     NameTaken,
+    /// The VM to be replaced has no definition on disk.
+    OldVmTransient,
+    /// The definition of the VM to be replaced cannot be read.
+    OldVmDefinition,
+    /// The VM to be replaced runs, and may not be stopped.
+    OldVmRunning,
+    /// The VM to be replaced cannot be kept under another name.
+    OldVmKept,
+    /// The VM to be replaced has the UUID that the clone is to keep.
+    OldVmSameUuid,
+    /// Another VM has the UUID that the clone is to keep.
+    UuidTaken,
     /// A transaction of this controller has reserved the clone's name.
     NameClaimed,
     /// A transaction of another controller has reserved the clone's name.
@@ -129,6 +142,12 @@ impl BlockerKind {
 pub enum WarningKind {
     /// Something is carried otherwise than an operator may think.
     Carriage,
+    /// A VM will be replaced.
+    Replaces,
+    /// A file of the VM to be replaced will be left.
+    OldFileLeft,
+    /// The clone will be the same machine as its source to everything that looks at it.
+    SameIdentity,
     /// The clone's disks go to a network filesystem.
     NetworkFilesystem,
     /// A network is not active.
@@ -162,12 +181,27 @@ pub struct Unfinished {
     pub destination_machine_id: String,
     /// The name that it clones to.
     pub new_name: String,
+    /// The machine-id of its source.
+    pub source_machine_id: String,
+    /// The VM that it clones.
+    pub vm_uuid: String,
     /// A process drives it now.
     pub running: bool,
     /// It was abandoned: in the way only where its claim is still on the destination.
     pub abandoned: bool,
     /// What to do about it.
     pub advice: String,
+}
+
+impl Unfinished {
+    /// Is it the same request: source host, VM, destination host, new name?
+    fn is_for(&self, survey: &Survey) -> bool {
+        let (source, destination) = (&survey.source, &survey.destination);
+        self.source_machine_id == source.host.machine_id
+            && self.vm_uuid == source.vm.brief.uuid.to_string()
+            && self.destination_machine_id == destination.host.machine_id
+            && self.new_name == survey.new_name.as_str()
+    }
 }
 
 /// All that preflight found.
@@ -207,6 +241,7 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     let mut report = Report::default();
     vm::check(&mut report, survey);
     place::check_name(&mut report, survey, controller, unfinished);
+    replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);
     fit::check(&mut report, request, survey);
     report
@@ -219,8 +254,12 @@ pub struct Prepared {
     pub survey: Survey,
     /// What is in the way, and what is to be known.
     pub report: Report,
-    /// The plan; `None` when something is in the way.
+    /// The plan; `None` when something is in the way, or there is nothing to do.
     pub plan: Option<PlanV1>,
+    /// What is there is a clone of this VM, and neither was changed since: there is nothing to do.
+    pub up_to_date: bool,
+    /// An unfinished transaction of the very same request.
+    pub unfinished: Option<TxnId>,
 }
 
 /// Surveys both hosts, looks for problems, plans, and lets the destination's libvirt say what it makes of the clone's
@@ -233,11 +272,17 @@ pub fn prepare(
     unfinished: &[Unfinished],
 ) -> Result<Prepared, SurveyError> {
     let survey = survey::survey(source, destination, request)?;
+    let same_request = unfinished.iter().find(|one| one.is_for(&survey)).map(|one| one.txn);
     let mut report = check(request, &survey, circumstances.controller, unfinished);
+    let up_to_date = replace::is_up_to_date(request, &survey) && report.blockers.is_empty();
+    if up_to_date {
+        return Ok(Prepared { survey, report, plan: None, up_to_date, unfinished: same_request });
+    }
     let plan = match plan(request, &survey, circumstances) {
         Ok(plan) => {
             let rehearsal = survey::rehearse(destination, &plan.definition)?;
             fit::check_rehearsal(&mut report, &survey, &rehearsal);
+            replace::warn(&mut report, request, &survey, &plan);
             Some(plan)
         }
         Err(PlanError::NoImage { .. } | PlanError::NoDirectory { .. }) if !report.blockers.is_empty() => None,
@@ -248,5 +293,5 @@ pub fn prepare(
         }
     };
     let plan = plan.filter(|_| report.blockers.is_empty());
-    Ok(Prepared { survey, report, plan })
+    Ok(Prepared { survey, report, plan, up_to_date, unfinished: same_request })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use journal_format::ControllerId;
 
+use super::replace::memory_bytes;
 use super::space::Shortage;
 use super::vm::bytes_to_allocate;
 use super::{BlockerKind, Report, Unfinished, WarningKind};
@@ -35,12 +36,12 @@ pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &Cont
         return;
     }
     let namesake = survey.destination.neighbours.iter().find(|neighbour| neighbour.brief.name == name.as_str());
-    if let Some(namesake) = namesake {
+    if let Some(namesake) = namesake.filter(|_| survey.destination.old.is_none()) {
         report.block(
             BlockerKind::NameTaken,
             host,
             format!("{host}: there is a VM {name} already (UUID {}).", namesake.brief.uuid),
-            "Choose another name with --new-name, or remove that VM.",
+            "Choose another name with --new-name; --force replaces that VM, --idempotent does where it is not this clone.",
         );
     }
     let ours = |one: &&Unfinished| {
@@ -126,6 +127,10 @@ pub(super) fn check_directories(report: &mut Report, request: &Request, survey: 
             }
             Err(why) => report_missing(report, request, survey, file, &why),
         }
+    }
+    let first = survey.source.files.first().map(|file| directory_for(request, &survey.destination, file));
+    if let Some(Ok(directory)) = first {
+        needs.add(directory, memory_bytes(request, survey), 1);
     }
     check_filesystem(report, survey, &survey.destination.record);
     needs.add(&survey.destination.record, RECORD_BYTES, RECORD_INODES);

@@ -285,6 +285,8 @@ fn everything_is_said_at_once() {
 fn our_own_unfinished_transaction_for_that_name_is_named_once() {
     let unfinished = |running, survey: &Survey| Unfinished {
         abandoned: false,
+        source_machine_id: survey.source.host.machine_id.clone(),
+        vm_uuid: survey.source.vm.brief.uuid.to_string(),
         txn: TxnId([7; 16]),
         destination_machine_id: survey.destination.host.machine_id.clone(),
         new_name: "web01_clone".into(),

@@ -31,6 +31,7 @@ pub fn plan() -> PlanV1 {
                 start: false,
                 verify: true,
                 preserve_mac: false,
+                preserve_uuid: false,
                 bandwidth_limit_bytes_per_second: None,
                 preallocate: false,
                 chunk_size_bytes: 1 << 20,
@@ -62,6 +63,7 @@ pub fn plan() -> PlanV1 {
             owner: (0, 0),
             backing: None,
         }],
+        replaced: None,
         pools: Vec::new(),
         steps: vec![
             StepV1::ReserveRecord,

@@ -7,6 +7,7 @@ pub mod plan;
 pub mod quantity;
 pub mod rate;
 mod reading;
+pub mod replaced;
 pub mod show;
 pub mod status;
 pub mod step;

@@ -7,6 +7,7 @@ use journal_format::{ImageFormat, PlanV1};
 use serde::Serialize;
 
 use super::quantity::{bytes, duration, printable};
+use super::replaced::ReplacedView;
 use super::step::{all_steps, describe};
 use super::table::lay_out;
 use super::transaction::StepId;
@@ -33,8 +34,8 @@ pub struct PlanView {
     pub allocated_bytes: u64,
     /// Seconds that moving and reading back would take, about.
     pub estimated_seconds: u64,
-    /// VMs that would be replaced: none, as long as replacing is not asked for.
-    pub replaces: Vec<String>,
+    /// The VM that would be replaced.
+    pub replaces: Option<ReplacedView>,
     /// Every step, in order.
     pub steps: Vec<PlannedStep>,
 }
@@ -101,7 +102,7 @@ impl From<&PlanV1> for PlanView {
                 .collect(),
             allocated_bytes,
             estimated_seconds: allocated_bytes.div_ceil(rate) + reading_back,
-            replaces: Vec::new(),
+            replaces: ReplacedView::of(plan),
             steps: all_steps(plan)
                 .map(|step| {
                     let words = describe(plan, step);
@@ -145,10 +146,10 @@ pub fn human(plan: &PlanView) -> String {
         let _ = writeln!(text, "  {:>2}  {}", number + 1, printable(&step.description));
     }
     let time = duration(Duration::from_secs(plan.estimated_seconds));
-    let _ = writeln!(
-        text,
-        "\n{} to move, about {time}. Nothing would be replaced. Nothing was touched.",
-        bytes(plan.allocated_bytes)
-    );
+    let replaced = match &plan.replaces {
+        Some(old) => format!("Would be replaced: {}.", printable(&old.line())),
+        None => "Nothing would be replaced.".to_owned(),
+    };
+    let _ = writeln!(text, "\n{} to move, about {time}. {replaced} Nothing was touched.", bytes(plan.allocated_bytes));
     text
 }

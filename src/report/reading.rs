@@ -9,6 +9,7 @@ use journal_format::{
 
 use super::live::LiveProgress;
 use super::quantity::percent;
+use super::replaced::ReplacedView;
 use super::status::Status;
 use super::step::{all_steps, describe, forward, image_of_bytes};
 use super::transaction::{
@@ -51,6 +52,7 @@ impl TransactionLog {
                 vm_name: plan.request.new_name.clone(),
                 vm_uuid: plan.clone_uuid.to_string(),
             },
+            replaces: ReplacedView::of(plan),
             options: options(plan),
             progress: reading.progress(&steps),
             resources: reading.resources(),
@@ -73,6 +75,7 @@ fn options(plan: &PlanV1) -> OptionsView {
         start: options.start,
         verify: options.verify,
         preserve_mac: options.preserve_mac,
+        preserve_uuid: options.preserve_uuid,
         preallocate: options.preallocate,
         bandwidth_limit_bytes_per_second: options.bandwidth_limit_bytes_per_second,
         chunk_size_bytes: options.chunk_size_bytes,
@@ -231,6 +234,10 @@ impl Reading<'_> {
             ));
         }
         for step in all_steps(self.plan) {
+            if let Some(OutcomeV1::Left { why }) = self.history.step(step).and_then(|history| history.outcome.as_ref())
+            {
+                warnings.push(why.clone());
+            }
             if let Some(failure) = self.history.step(step).and_then(|history| history.left_behind.as_ref()) {
                 warnings.push(format!("left behind: {}: {}", describe(self.plan, step).line, failure.message));
             }
@@ -307,7 +314,8 @@ fn resource_of(
             metadata.insert("name", plan.request.new_name.clone().into());
             ("domain", plan.clone_uuid.to_string())
         }
-        StepV1::DetectSharedStorage
+        StepV1::StopOldVm
+        | StepV1::DetectSharedStorage
         | StepV1::TransferImage { .. }
         | StepV1::VerifyImage { .. }
         | StepV1::PublishImage { .. } => return None,

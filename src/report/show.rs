@@ -69,6 +69,9 @@ fn head(log: &TransactionLog, text: &mut String) {
     line("Status", log.status.word());
     line("Source", &format!("{} on {} ({})", log.source.vm_name, log.source.host, log.source.vm_uuid));
     line("Clone", &format!("{} on {} ({})", log.destination.vm_name, log.destination.host, log.destination.vm_uuid));
+    if let Some(old) = &log.replaces {
+        line("Replaces", &old.line());
+    }
     line("Started", &log.started_at);
     if let Some(completed) = &log.completed_at {
         line("Completed", completed);

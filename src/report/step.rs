@@ -1,6 +1,6 @@
 //! A step of a plan in words: its name for JSON, the object it concerns, and one line for people.
 
-use journal_format::{CleanUpStepV1, ImageV1, NewDirectoryV1, PlanV1, StepRef, StepV1};
+use journal_format::{CleanUpStepV1, ImageV1, NewDirectoryV1, PlanV1, ReplacedV1, StepRef, StepV1, StopModeV1};
 
 use super::quantity::bytes;
 
@@ -88,6 +88,11 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
             let line = format!("define {name} ({})", plan.clone_uuid);
             text("define_domain", name, line)
         }
+        StepV1::StopOldVm => {
+            let name = plan.request.new_name.clone();
+            let line = plan.replaced.as_ref().map_or_else(String::new, |old| stopping(&name, old));
+            text("stop_old_vm", name, line)
+        }
     }
 }
 
@@ -107,6 +112,34 @@ fn describe_clean_up(plan: &PlanV1, step: CleanUpStepV1) -> StepText {
             text("refresh_pool", pool, line)
         }
         CleanUpStepV1::RemoveRecord => text("remove_record", String::new(), "remove the host record".into()),
+        CleanUpStepV1::RetireOldVm => {
+            let line = match plan.replaced.as_ref().filter(|old| old.keep) {
+                Some(old) => format!("rename the old VM {name} to {}", old.kept_name),
+                None => format!("undefine the old VM {name}"),
+            };
+            text("retire_old_vm", name, line)
+        }
+        CleanUpStepV1::RenameClone => {
+            let beside = plan.replaced.as_ref().map_or("", |old| &old.clone_name);
+            text("rename_clone", name.clone(), format!("rename the clone {beside} to {name}"))
+        }
+        CleanUpStepV1::DeleteOldFile { file } => {
+            let files = plan.replaced.as_ref().map_or(&[][..], |old| &old.files);
+            let path = usize::try_from(file).ok().and_then(|file| files.get(file)).map(|file| file.path.clone());
+            let path = path.unwrap_or_default();
+            text("delete_old_file", path.clone(), format!("delete {path} of the old VM {name}"))
+        }
+    }
+}
+
+/// How the old VM comes to be off.
+fn stopping(name: &str, old: &ReplacedV1) -> String {
+    match (old.running, old.stop) {
+        (false, _) => format!("see that the old VM {name} stays off"),
+        (true, StopModeV1::Shutdown) => format!("shut down the old VM {name}; after a minute switch it off"),
+        (true, StopModeV1::Save) => format!("save the memory of the old VM {name} and switch it off"),
+        (true, StopModeV1::Destroy) => format!("switch off the old VM {name}"),
+        (true, StopModeV1::Never) => format!("wait for nothing: the old VM {name} runs and may not be stopped"),
     }
 }
 

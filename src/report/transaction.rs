@@ -7,6 +7,7 @@ use journal_format::StepRef;
 use serde::Serialize;
 
 use super::live::LiveProgress;
+use super::replaced::ReplacedView;
 use super::status::Status;
 
 /// One transaction, whole.
@@ -26,6 +27,8 @@ pub struct TransactionLog {
     pub source: VmView,
     /// The clone.
     pub destination: VmView,
+    /// The VM that gives way to the clone.
+    pub replaces: Option<ReplacedView>,
     /// What was asked for besides.
     pub options: OptionsView,
     /// How far it is.
@@ -83,6 +86,8 @@ pub struct OptionsView {
     pub verify: bool,
     /// Keep MAC addresses.
     pub preserve_mac: bool,
+    /// Keep the UUID.
+    pub preserve_uuid: bool,
     /// Allocate images whole.
     pub preallocate: bool,
     /// Limit that was asked for when it began.

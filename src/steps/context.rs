@@ -40,6 +40,11 @@ impl Context<'_> {
             .ok_or_else(|| Failure::suspend("the source is not connected in this attempt", "resume to go forward"))
     }
 
+    /// The name that the clone is defined by until the commit: its own, or one beside the old VM.
+    pub fn defined_name(&self) -> &str {
+        self.plan.replaced.as_ref().map_or(&self.plan.request.new_name, |old| &old.clone_name)
+    }
+
     /// One disk of the plan.
     pub fn image(&self, image: u32) -> Result<&ImageV1, Failure> {
         self.plan.images.get(image as usize).ok_or_else(|| inconsistent("image", image))
@@ -71,10 +76,18 @@ impl Context<'_> {
         place.and_then(|place| self.recorder.history().clean_up.get(place)).is_some_and(|step| step.last == Last::Done)
     }
 
-    /// The outcome of a clean-up step that is done.
-    pub fn clean_up_outcome(&self, step: CleanUpStepV1) -> Option<&OutcomeV1> {
+    /// Was this clean-up step begun, and is not through? What it asked of libvirt may have been torn by a power cut.
+    pub fn is_under_way(&self, step: CleanUpStepV1) -> bool {
+        let place = self.plan.clean_up.iter().position(|planned| *planned == step);
+        place
+            .and_then(|place| self.recorder.history().clean_up.get(place))
+            .is_some_and(|step| step.last == Last::Started)
+    }
+
+    /// What a clean-up step came to, if it is through.
+    pub fn outcome_of_clean_up(&self, step: CleanUpStepV1) -> Option<&OutcomeV1> {
         let place = self.plan.clean_up.iter().position(|planned| *planned == step)?;
-        self.recorder.history().clean_up.get(place)?.outcome.as_ref()
+        self.recorder.history().clean_up.get(place).filter(|step| step.last == Last::Done)?.outcome.as_ref()
     }
 
     /// Where a step stands in the plan.

@@ -19,11 +19,11 @@ const DEFINITION_BYTES_MAX: u64 = 3 << 20;
 
 impl Step for DefineDomain {
     fn expected(&self, context: &Context) -> String {
-        format!("the domain {} ({}), ours and shut off", context.plan.request.new_name, context.plan.clone_uuid)
+        format!("the domain {} ({}), ours and shut off", context.defined_name(), context.plan.clone_uuid)
     }
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
-        let name = &context.plan.request.new_name;
+        let name = context.defined_name();
         let Some(domain) = context.destination.domain(context.plan.clone_uuid)? else {
             return Ok(match context.destination.domain_named(name)? {
                 Some(other) => Probe::Foreign(format!("a domain {name} with UUID {}", other.brief.uuid)),
@@ -39,7 +39,7 @@ impl Step for DefineDomain {
         if domain.brief.state == DomainState::Active {
             return Ok(Probe::InUse(format!("the domain {} was started", domain.brief.name)));
         }
-        if domain.brief.name != *name {
+        if domain.brief.name != name {
             return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
         }
         // Started and shut off again: the guest's writes are somebody's, and the definition is what they are reached by.
@@ -60,7 +60,7 @@ impl Step for DefineDomain {
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
         let definition = definition(context)?;
-        let (uuid, name) = (context.plan.clone_uuid, context.plan.request.new_name.clone());
+        let (uuid, name) = (context.plan.clone_uuid, context.defined_name().to_owned());
         let host = context.destination.clone();
         match host.define(&definition) {
             Err(fault) if fault.kind == FaultKind::AlreadyExists => return Err(name_taken(context, "another VM")),
@@ -144,7 +144,7 @@ fn lost(context: &Context, domain: &DomainFacts, last: Last) -> Option<String> {
 /// nobody else removes.
 fn remove_torn(context: &Context) -> Result<(), Failure> {
     let host = &context.destination;
-    let path = torn_definition(&context.plan.request.new_name);
+    let path = torn_definition(context.defined_name());
     let Some(bytes) = host.read(&path, DEFINITION_BYTES_MAX)? else { return Ok(()) };
     if is_torn_or_whole_of_ours(context, &String::from_utf8_lossy(&bytes))
         && let Some(stat) = host.stat(&path)?
@@ -196,6 +196,7 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         source_host: request.source.address.clone(),
         source_uuid: request.vm_uuid,
         clone_uuid: context.plan.clone_uuid,
+        same_identity: request.options.preserve_uuid,
         state,
         disks,
     })
@@ -227,7 +228,8 @@ pub fn transfers_of_mark(context: &Context) -> Result<Vec<(StepV1, OutcomeV1)>, 
     Ok(transfers)
 }
 
-fn definition(context: &Context) -> Result<String, Failure> {
+/// The clone's definition as it is sent: with its mark, and a title that says it is unfinished.
+pub(super) fn definition(context: &Context) -> Result<String, Failure> {
     let planned = Definition::parse(&context.plan.definition).map_err(|error| unusable(&error))?;
     let title = format!("unfinished clone {}: do not start", context.plan.txn.short());
     let changes = Rewrite {

@@ -3,7 +3,7 @@
 use journal_format::{CleanUpStepV1, OutcomeV1};
 
 use super::define_domain::{LIBVIRT_DEFINITIONS, is_ours, mark, unusable};
-use super::{CleanUpStep, Context, Probe};
+use super::{CleanUpStep, Context, Probe, old_vm};
 use crate::domain::Definition;
 use crate::domain::metadata::{CloneMark, MarkState};
 use crate::failure::Failure;
@@ -26,17 +26,21 @@ impl CleanUpStep for FinishDomain {
         Ok(if finished && titled { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let (host, uuid) = (&context.destination, context.plan.clone_uuid);
         host.set_title(uuid, context.plan.title.as_deref())?;
         let element = mark(context, MarkState::Finished)?.to_element().map_err(|error| unusable(&error))?;
-        Ok(host.set_metadata(uuid, Some(&element))?)
+        host.set_metadata(uuid, Some(&element))?;
+        Ok(OutcomeV1::Nothing)
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {
         context.destination.sync(LIBVIRT_DEFINITIONS)?;
         for image in &context.plan.images {
             context.destination.unlock_image(&image.final_path)?;
+        }
+        if let Some(old) = &context.plan.replaced {
+            old_vm::unlock_images(context, old)?;
         }
         Ok(())
     }

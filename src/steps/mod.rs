@@ -8,18 +8,23 @@ mod context;
 mod create_image;
 mod create_staging;
 mod define_domain;
+mod delete_old_file;
 mod detect_shared_storage;
 mod finish_domain;
 pub mod host_record;
 mod make_directory;
+mod old_vm;
 mod publish_image;
 mod refresh_pool;
 mod release_claim;
 mod remove_record;
 mod remove_staging;
+mod rename_clone;
 mod reserve_record;
+mod retire_old_vm;
 mod set_autostart;
 mod start_domain;
+mod stop_old_vm;
 mod transfer_image;
 mod verify_image;
 
@@ -28,6 +33,8 @@ use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 pub use self::context::Context;
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
+pub use self::delete_old_file::tpm_directories;
+pub use self::old_vm::{autostart_link, definition_file};
 pub use self::transfer_image::source_not_there;
 use crate::failure::Failure;
 
@@ -103,8 +110,8 @@ pub trait CleanUpStep {
     fn expected(&self, context: &Context) -> String;
     /// Looks, and changes nothing.
     fn probe(&self, context: &Context) -> Result<Probe, Failure>;
-    /// Makes the effect.
-    fn apply(&self, context: &mut Context) -> Result<(), Failure>;
+    /// Makes the effect, or says why it is left.
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure>;
     /// Makes it survive a power cut of its host.
     fn settle(&self, _context: &Context) -> Result<(), Failure> {
         Ok(())
@@ -128,6 +135,7 @@ pub fn step(step: StepV1) -> Box<dyn Step> {
         StepV1::PublishImage { image } => Box::new(publish_image::PublishImage { image }),
         StepV1::MakeDirectory { directory } => Box::new(make_directory::MakeDirectory { directory }),
         StepV1::DefineDomain => Box::new(define_domain::DefineDomain),
+        StepV1::StopOldVm => Box::new(stop_old_vm::StopOldVm),
     }
 }
 
@@ -141,6 +149,9 @@ pub fn clean_up_step(step: CleanUpStepV1) -> Box<dyn CleanUpStep> {
         CleanUpStepV1::RemoveStaging { directory } => Box::new(remove_staging::RemoveStaging { directory }),
         CleanUpStepV1::RefreshPool { pool } => Box::new(refresh_pool::RefreshPool { pool }),
         CleanUpStepV1::RemoveRecord => Box::new(remove_record::RemoveRecord),
+        CleanUpStepV1::RetireOldVm => Box::new(retire_old_vm::RetireOldVm),
+        CleanUpStepV1::RenameClone => Box::new(rename_clone::RenameClone),
+        CleanUpStepV1::DeleteOldFile { file } => Box::new(delete_old_file::DeleteOldFile { file }),
     }
 }
 
@@ -156,7 +167,8 @@ pub fn image_of(step: StepV1) -> Option<u32> {
         | StepV1::CreateStaging { .. }
         | StepV1::DetectSharedStorage
         | StepV1::MakeDirectory { .. }
-        | StepV1::DefineDomain => None,
+        | StepV1::DefineDomain
+        | StepV1::StopOldVm => None,
     }
 }
 
@@ -169,7 +181,8 @@ pub fn makes_something(step: StepV1) -> bool {
         | StepV1::CreateImage { .. }
         | StepV1::PublishImage { .. }
         | StepV1::MakeDirectory { .. }
-        | StepV1::DefineDomain => true,
+        | StepV1::DefineDomain
+        | StepV1::StopOldVm => true,
         StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => false,
     }
 }

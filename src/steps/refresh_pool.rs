@@ -19,7 +19,7 @@ impl CleanUpStep for RefreshPool {
         Ok(if done { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let (host, name) = (&context.destination, self.name(context));
         // Where its filesystem is not mounted a pool would learn that everything in it is gone.
         for directory in &context.plan.directories {
@@ -29,7 +29,7 @@ impl CleanUpStep for RefreshPool {
         if host.pools()?.iter().any(|pool| pool.name == name && pool.active) {
             host.refresh_pool(name)?;
         }
-        Ok(())
+        Ok(OutcomeV1::Nothing)
     }
 }
 

@@ -24,14 +24,14 @@ impl CleanUpStep for ReleaseClaim {
         })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let (host, record) = (&context.destination, &context.record);
         if let Some(owner) = host.stat(&record.committed())?
             && host.stat(&record.claim)?.is_some_and(|claim| claim.inode == owner.inode)
         {
             host.unlink(&record.claim, owner.inode)?;
         }
-        Ok(())
+        Ok(OutcomeV1::Nothing)
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {

@@ -21,8 +21,9 @@ impl CleanUpStep for RemoveRecord {
         Ok(if host.stat(&record.gone)?.is_some() { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
-        Ok(remove_record(context.destination.as_ref(), &context.record)?)
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
+        remove_record(context.destination.as_ref(), &context.record)?;
+        Ok(OutcomeV1::Nothing)
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {

@@ -2,8 +2,9 @@
 
 use journal_format::OutcomeV1;
 
-use super::create_staging;
+use super::host_record::parent_of;
 use super::{CleanUpStep, Context, Probe};
+use super::{create_staging, old_vm};
 use crate::failure::Failure;
 
 pub(super) struct RemoveStaging {
@@ -22,13 +23,18 @@ impl CleanUpStep for RemoveStaging {
         Ok(if left { Probe::Absent } else { Probe::Ours(OutcomeV1::Nothing) })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let host = &context.destination;
         for image in context.plan.images.iter().filter(|image| image.directory == self.directory) {
             if let Some(staged) = host.stat(&image.staging_path)? {
                 host.unlink(&image.staging_path, staged.inode)?;
             }
         }
-        create_staging::remove_staging(host.as_ref(), context.directory(self.directory)?)
+        let dir = context.directory(self.directory)?;
+        if let Some(old) = context.plan.replaced.as_ref().filter(|old| parent_of(&old.saved_path) == dir.staging) {
+            old_vm::remove_saved(context, old)?;
+        }
+        create_staging::remove_staging(host.as_ref(), dir)?;
+        Ok(OutcomeV1::Nothing)
     }
 }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 pub(super) struct SetAutostart;
 
 /// libvirt's links to the definitions that start with the host. It never syncs this directory itself.
-const LIBVIRT_AUTOSTART: &str = "/etc/libvirt/qemu/autostart";
+pub(super) const LIBVIRT_AUTOSTART: &str = "/etc/libvirt/qemu/autostart";
 
 impl CleanUpStep for SetAutostart {
     fn expected(&self, context: &Context) -> String {
@@ -26,8 +26,9 @@ impl CleanUpStep for SetAutostart {
         Ok(if domain.autostart { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
-        Ok(context.destination.set_autostart(context.plan.clone_uuid, true)?)
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
+        context.destination.set_autostart(context.plan.clone_uuid, true)?;
+        Ok(OutcomeV1::Nothing)
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {

@@ -23,8 +23,9 @@ impl CleanUpStep for StartDomain {
         Ok(if domain.brief.state == DomainState::Active { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
     }
 
-    fn apply(&self, context: &mut Context) -> Result<(), Failure> {
-        Ok(context.destination.start(context.plan.clone_uuid)?)
+    fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
+        context.destination.start(context.plan.clone_uuid)?;
+        Ok(OutcomeV1::Nothing)
     }
 
     fn lands_late(&self) -> bool {

@@ -50,6 +50,7 @@ pub(super) fn survey(
         taken,
         media: media(host, request, &source.definition)?,
         leftovers: leftovers(host, new_name)?,
+        old: None,
         claim: claim(host, new_name)?,
         emulator: emulator(host, &source.definition)?,
         owners: owners(host, source)?,
@@ -67,7 +68,7 @@ fn pools(host: &dyn Host) -> Result<Vec<PoolSurvey>, Fault> {
 }
 
 /// The facts of a directory (or whatever else is there); `None` when nothing is.
-fn directory(host: &dyn Host, path: &str) -> Result<Option<DirectoryFacts>, Fault> {
+pub(super) fn directory(host: &dyn Host, path: &str) -> Result<Option<DirectoryFacts>, Fault> {
     let Some(path) = host.resolve(path)? else { return Ok(None) };
     let Some(stat) = host.stat(&path)? else { return Ok(None) };
     let filesystem = host.filesystem(&path)?;

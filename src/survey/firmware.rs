@@ -36,7 +36,8 @@ pub(super) fn look(host: &dyn Host, command: &str) -> Result<Option<FirmwareFact
     Ok(Some(FirmwareFacts { path, bytes: Some(stat.size), root }))
 }
 
-fn root_of(host: &dyn Host, path: &str, bytes: u64) -> Result<ChunkValue, Fault> {
+/// Plain BLAKE3 of a file of that many bytes.
+pub(super) fn root_of(host: &dyn Host, path: &str, bytes: u64) -> Result<ChunkValue, Fault> {
     let geometry = ChunkGeometry { image_bytes: bytes, chunk_bytes: CHUNK_BYTES };
     let wanted = std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect();
     let job = HashJob { path: path.to_owned(), inode: None, geometry, wanted, patches: Vec::new(), reread: false };

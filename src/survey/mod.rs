@@ -6,6 +6,7 @@ mod chain;
 mod destination;
 mod firmware;
 mod neighbours;
+pub mod old_vm;
 pub mod records;
 #[cfg(test)]
 pub(crate) mod sample;
@@ -206,6 +207,8 @@ pub struct DestinationSurvey {
     pub media: BTreeMap<usize, bool>,
     /// Files that libvirt would take for the clone's own.
     pub leftovers: Vec<String>,
+    /// The VM that has the clone's name, where it may be replaced.
+    pub old: Option<old_vm::OldVm>,
     /// Who has reserved the clone's name.
     pub claim: Option<ClaimFacts>,
     /// What the host's QEMU makes of the VM's architecture, machine type and virtualization.
@@ -311,9 +314,11 @@ fn known_vms(known: &[String]) -> String {
 
 /// Asks both hosts for everything that a clone is planned from.
 pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> Result<Survey, SurveyError> {
-    let source = source::survey(source, request)?;
+    let (source_host, destination_host) = (source, destination);
+    let source = source::survey(source_host, request)?;
     let new_name = request.clone_name(&source.vm.brief.name)?;
-    let destination = destination::survey(destination, request, &source, &new_name)?;
+    let mut destination = destination::survey(destination_host, request, &source, &new_name)?;
+    destination.old = old_vm::survey(destination_host, request, (source_host, &source), new_name.as_str())?;
     Ok(Survey { source, destination, new_name })
 }
 

@@ -132,6 +132,7 @@ fn plan(txn: TxnId) -> PlanV1 {
                 start: false,
                 verify: true,
                 preserve_mac: false,
+                preserve_uuid: false,
                 bandwidth_limit_bytes_per_second: None,
                 preallocate: false,
                 chunk_size_bytes: 1 << 20,
@@ -163,6 +164,7 @@ fn plan(txn: TxnId) -> PlanV1 {
             owner: (0, 0),
             backing: None,
         }],
+        replaced: None,
         pools: Vec::new(),
         steps: vec![
             StepV1::ReserveRecord,

@@ -19,7 +19,9 @@ fn wrong_usage_exits_2_and_makes_no_state_directory() {
         (vec![], "Usage:"),
         (vec!["frobnicate"], "frobnicate"),
         (vec!["run", "a", "b"], "<VM>"),
-        (vec!["run", "a", "b", "c", "--idempotent"], "--idempotent"),
+        (vec!["run", "a", "b", "c", "--keep-replaced"], "--idempotent"),
+        (vec!["run", "a", "b", "c", "--force", "--stop", "gently"], "gently"),
+        (vec!["run", "a", "b", "c", "--compress"], "--compress"),
         (vec!["run", "a", "b", "c", "--timeout", "0"], "--timeout"),
         (vec!["run", "a", "b", "c", "--pool", "p", "--directory", "/d"], "--pool"),
         (vec!["recover", "--resume-all", "--rollback-all"], "--rollback-all"),
@@ -197,8 +199,13 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
         "--chunk-size",
         "--ssh-key",
         "--timeout",
+        "--force",
+        "--idempotent",
+        "--stop",
+        "--keep-replaced",
+        "--preserve-uuid",
     ]);
-    for later in ["--idempotent", "--force", "--stop", "--compress", "--parallel", "--keep-replaced"] {
+    for later in ["--compress", "--parallel"] {
         assert!(!run.stdout.contains(later), "{later} is promised");
     }
     assert_eq!(program.run(&["clone", "--help"]).stdout.lines().next(), run.stdout.lines().next());

@@ -15,6 +15,9 @@ cases![
     a_title_is_set_and_removed,
     autostart_is_set_and_removed,
     undefining_leaves_the_disks,
+    a_domain_that_is_off_is_renamed,
+    a_guest_is_switched_off,
+    memory_is_saved_and_restored,
     what_is_not_there_is_not_changed,
     qemus_command_is_shown,
     pools_and_networks_are_listed,
@@ -103,6 +106,7 @@ fn mark(ground: &dyn Ground, guest: &Guest, state: MarkState) -> CloneMark {
         source_host: "root@source".to_owned(),
         source_uuid: DomainUuid([7; 16]),
         clone_uuid: guest.uuid,
+        same_identity: false,
         state,
         disks: Vec::new(),
     }
@@ -164,6 +168,83 @@ fn undefining_leaves_the_disks(ground: &dyn Ground) {
     owner.host.undefine(guest.uuid).unwrap();
     assert_eq!(owner.host.domain(guest.uuid).unwrap(), None);
     assert!(owner.host.stat(&guest.image).unwrap().is_some());
+    owner.host.undefine(guest.uuid).unwrap();
+}
+
+fn a_domain_that_is_off_is_renamed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let (guest, other) = (guest(&owner, ground, "image"), guest(&owner, ground, "other"));
+    owner.host.define(&guest.definition).unwrap();
+    owner.host.define(&other.definition).unwrap();
+    owner.host.set_autostart(guest.uuid, true).unwrap();
+    let name = format!("{}.new", guest.name);
+    for _ in 0..2 {
+        owner.host.rename_domain(guest.uuid, &name).unwrap();
+        let facts = owner.host.domain(guest.uuid).unwrap().unwrap();
+        assert_eq!((facts.brief.name.as_str(), facts.autostart), (name.as_str(), true));
+        assert!(facts.definition.contains(&format!("<name>{name}</name>")) && facts.definition.contains(&guest.image));
+    }
+    assert_eq!(owner.host.domain_named(&guest.name).unwrap(), None);
+    let file = |name: &str| owner.host.stat(&format!("/etc/libvirt/qemu/{name}.xml")).unwrap().is_some();
+    assert!(file(&name) && !file(&guest.name));
+    assert_eq!(kind(owner.host.rename_domain(guest.uuid, &other.name)), FaultKind::AlreadyExists);
+    owner.host.start(guest.uuid).unwrap();
+    assert_eq!(kind(owner.host.rename_domain(guest.uuid, &guest.name)), FaultKind::Refused);
+    assert_eq!(owner.host.domain(guest.uuid).unwrap().unwrap().brief.name, name);
+    owner.host.destroy(guest.uuid).unwrap();
+    owner.host.undefine_whole(guest.uuid).unwrap();
+    owner.host.undefine_whole(guest.uuid).unwrap();
+    owner.host.undefine(other.uuid).unwrap();
+    assert!(owner.host.stat(&guest.image).unwrap().is_some());
+}
+
+fn a_guest_is_switched_off(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    let state = || owner.host.domain(guest.uuid).unwrap().unwrap().brief.state;
+    owner.host.define(&guest.definition).unwrap();
+    assert_eq!(owner.host.live_definition(guest.uuid).unwrap(), None);
+    owner.host.start(guest.uuid).unwrap();
+    let live = owner.host.live_definition(guest.uuid).unwrap().unwrap();
+    assert!(live.contains(&guest.image) && live.contains(&guest.uuid.to_string()));
+    assert_eq!(owner.host.snapshot_definitions(guest.uuid).unwrap(), Vec::<String>::new());
+    owner.host.shut_down(guest.uuid).unwrap();
+    for _ in 0..2 {
+        owner.host.destroy(guest.uuid).unwrap();
+        assert_eq!(state(), DomainState::ShutOff);
+        owner.host.shut_down(guest.uuid).unwrap();
+    }
+    owner.host.undefine(guest.uuid).unwrap();
+    assert_eq!(kind(owner.host.shut_down(guest.uuid)), FaultKind::NotFound);
+    assert_eq!(kind(owner.host.destroy(guest.uuid)), FaultKind::NotFound);
+}
+
+fn memory_is_saved_and_restored(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let guest = guest(&owner, ground, "image");
+    let state = || {
+        let facts = owner.host.domain(guest.uuid).unwrap().unwrap();
+        assert!(facts.persistent && !facts.saving && !facts.managed_save);
+        facts.brief.state
+    };
+    let saved = owner.path("saved");
+    owner.host.define(&guest.definition).unwrap();
+    assert_eq!(kind(owner.host.save(guest.uuid, &saved)), FaultKind::Refused);
+    owner.host.start(guest.uuid).unwrap();
+    owner.host.save(guest.uuid, &saved).unwrap();
+    assert_eq!(state(), DomainState::ShutOff);
+    let disk = owner.host.stat(&guest.image).unwrap().unwrap();
+    let memory = owner.host.stat(&saved).unwrap().unwrap();
+    assert!(memory.size > 0 && disk.mtime_ns <= memory.mtime_ns, "the disk is not written to after the memory");
+    owner.host.sync(&saved).unwrap();
+    owner.host.restore(&saved).unwrap();
+    assert_eq!(state(), DomainState::Active);
+    assert_eq!(owner.host.stat(&guest.image).unwrap().unwrap().mtime_ns, disk.mtime_ns);
+    owner.host.destroy(guest.uuid).unwrap();
+    owner.host.unlink(&saved, memory.inode).unwrap();
+    owner.host.make_file(&saved, 0o600, b"not a memory at all, and much too short to be one").unwrap();
+    assert_eq!(kind(owner.host.restore(&saved)), FaultKind::Refused);
+    assert_eq!(state(), DomainState::ShutOff);
     owner.host.undefine(guest.uuid).unwrap();
 }
 

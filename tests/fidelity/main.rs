@@ -58,6 +58,7 @@ fn mark() -> CloneMark {
         source_host: "root@[fd00::1]:22".into(),
         source_uuid: DomainUuid([0xab; 16]),
         clone_uuid: CLONE_UUID,
+        same_identity: false,
         state: MarkState::Unfinished,
         disks: vec![DiskMark {
             target: "vda".into(),

@@ -47,6 +47,14 @@ impl Definition {
         Ok(Self { text: text.to_owned(), name, uuid, disks })
     }
 
+    /// With this name.
+    pub fn with_name(&self, name: &str) -> Result<Self, Refusal> {
+        let document = roxmltree::Document::parse(&self.text).map_err(|error| refused(error.to_string()))?;
+        let old = document.root_element().children().find(|node| node.has_tag_name("name"));
+        let old = old.ok_or_else(|| refused("no name"))?;
+        Self::parse(&splice(&self.text, old.range(), &format!("<name>{}</name>", escape(name))))
+    }
+
     /// With this title, or none.
     pub fn with_title(&self, title: Option<&str>) -> Result<Self, Refusal> {
         let document = roxmltree::Document::parse(&self.text).map_err(|error| refused(error.to_string()))?;

@@ -13,9 +13,11 @@ use kvm_clone::world::{Side, World};
 
 use crate::durability::Survival;
 use crate::faults::FaultPlan;
+use crate::libvirt::DEFINITIONS;
 use crate::notebook::{Durable, Notebook};
 use crate::oracle::{Cause, Changed, Oracle};
 use crate::scene::{Scene, Shape};
+use crate::strangers::STRANGER;
 use crate::world::{Crash, SimWorld};
 
 /// Undisturbed lives until a transaction must be settled.
@@ -165,6 +167,27 @@ impl History {
         });
     }
 
+    /// Somebody follows the advice of a suspended clean-up: shuts the clone off, and frees its name.
+    fn free_the_name(&mut self) {
+        let (clone, name) = (self.scene.plan.clone_uuid, self.scene.plan.request.new_name.clone());
+        if self.scene.plan.replaced.is_none() {
+            return;
+        }
+        let oracle = Rc::clone(&self.oracle);
+        self.scene.world.with(|core| {
+            let machine = core.machine_mut(Side::Destination);
+            if machine.libvirt.domains.get(&clone).is_some_and(|domain| domain.active && domain.definition.name != name)
+            {
+                machine.destroy(clone);
+            }
+            if machine.libvirt.undefine(&mut machine.files, STRANGER).is_ok() {
+                machine.files.sync(DEFINITIONS).unwrap();
+                let changed = Changed { paths: vec![format!("{DEFINITIONS}/{name}.xml")], domains: vec![name] };
+                oracle.borrow_mut().accept(core, Side::Destination, &changed);
+            }
+        });
+    }
+
     /// Undisturbed lives until the transaction is settled. `None`: it never was.
     pub fn settle(&mut self, purpose: AttemptPurpose) -> Option<Ending> {
         let mut purpose = purpose;
@@ -173,6 +196,7 @@ impl History {
                 Life::Ended(Ending::Suspended(_)) => {
                     self.pause();
                     self.shut_source_off();
+                    self.free_the_name();
                 }
                 // Asked for the wrong direction: the transaction has gone the other way already.
                 Life::Ended(Ending::Refused(_)) if purpose == AttemptPurpose::Rollback => {

@@ -10,7 +10,7 @@ use crate::content::Content;
 use crate::copy;
 use crate::faults::{self, Effect, Injection};
 use crate::filesystem::Refusal;
-use crate::machine::{Late, Machine};
+use crate::machine::{Late, Machine, Whose};
 use crate::world::{MILLISECOND_NS, SimWorld};
 
 /// What kind of operation it is.
@@ -80,7 +80,8 @@ impl SimHost {
                 let at_ns = core.now_ns + i128::from(millis) * MILLISECOND_NS;
                 let libvirts = matches!(kind, Kind::TellLibvirt);
                 let effect = Box::new(move |machine: &mut Machine| drop(effect(machine, agent)));
-                let late = Late { at_ns, agent: if libvirts { None } else { Some(agent) }, effect };
+                let whose = if libvirts { Whose::Libvirt } else { Whose::Agent(agent) };
+                let late = Late { at_ns, whose, effect };
                 core.machine_mut(self.side).late.push(late);
             }),
         }
@@ -369,6 +370,29 @@ impl Host for SimHost {
         })
     }
 
+    fn undefine_whole(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.operate(&|| format!("undefine {uuid} whole"), &Kind::TellLibvirt, move |machine, _| {
+            machine.libvirt.undefine(&mut machine.files, uuid)
+        })
+    }
+
+    fn rename_domain(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault> {
+        let owned = name.to_owned();
+        self.operate(&|| format!("rename {uuid} to {name}"), &Kind::TellLibvirt, move |machine, _| {
+            machine.libvirt.rename(&mut machine.files, uuid, &owned)
+        })
+    }
+
+    fn live_definition(&self, uuid: DomainUuid) -> Result<Option<String>, Fault> {
+        self.operate(&|| format!("look at what {uuid} runs with"), &Kind::AskLibvirt, move |machine, _| {
+            Ok(machine.libvirt.live_definition(uuid))
+        })
+    }
+
+    fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault> {
+        self.operate(&|| format!("look at the snapshots of {uuid}"), &Kind::AskLibvirt, |_, _| Ok(Vec::new()))
+    }
+
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {
         let owned = element.map(str::to_owned);
         self.operate(&|| format!("set metadata of {uuid}"), &Kind::TellLibvirt, move |machine, _| {
@@ -391,6 +415,32 @@ impl Host for SimHost {
 
     fn start(&self, uuid: DomainUuid) -> Result<(), Fault> {
         self.operate(&|| format!("start {uuid}"), &Kind::TellLibvirt, move |machine, _| machine.start(uuid))
+    }
+
+    fn shut_down(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.operate(&|| format!("shut down {uuid}"), &Kind::TellLibvirt, move |machine, _| machine.shut_down(uuid))
+    }
+
+    fn destroy(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.operate(&|| format!("destroy {uuid}"), &Kind::TellLibvirt, move |machine, _| {
+            if !machine.libvirt.domains.contains_key(&uuid) {
+                return Err((FaultKind::NotFound, format!("no domain {uuid}")));
+            }
+            machine.destroy(uuid);
+            Ok(())
+        })
+    }
+
+    fn save(&self, uuid: DomainUuid, path: &str) -> Result<(), Fault> {
+        let owned = path.to_owned();
+        self.operate(&|| format!("save {uuid} to {path}"), &Kind::TellLibvirt, move |machine, _| {
+            machine.save(uuid, &owned)
+        })
+    }
+
+    fn restore(&self, path: &str) -> Result<(), Fault> {
+        let owned = path.to_owned();
+        self.operate(&|| format!("restore {path}"), &Kind::TellLibvirt, move |machine, _| machine.restore(&owned))
     }
 
     fn native_command(&self, definition: &str) -> Result<String, Fault> {

@@ -21,6 +21,9 @@ pub struct Domain {
     pub active: bool,
 }
 
+/// What a saved memory begins with once it is whole.
+const SAVED: &str = "whole memory";
+
 #[derive(Debug, Clone)]
 pub struct Pool {
     pub name: String,
@@ -36,6 +39,11 @@ pub struct Libvirt {
     pub networks: Vec<String>,
     /// Its socket is gone.
     pub down: bool,
+    /// What each running guest has in its memory: a number of its own for each boot.
+    pub memories: BTreeMap<DomainUuid, u64>,
+    pub boots: u64,
+    /// Guests that do not listen when they are asked to shut down.
+    pub deaf: BTreeSet<DomainUuid>,
 }
 
 fn refuse<T>(kind: FaultKind, detail: impl Into<String>) -> Result<T, Refusal> {
@@ -70,6 +78,7 @@ impl Libvirt {
             persistent: true,
             autostart: files.stat(&autostart_path(&domain.definition.name)).is_some(),
             managed_save: false,
+            saving: false,
             snapshots: 0,
             checkpoints: 0,
             definition: domain.definition.text.clone(),
@@ -181,10 +190,116 @@ impl Libvirt {
                 files.write_at(disk, stat.inode, 0, b"booted")?;
             }
         }
+        self.boots += 1;
+        self.run(uuid, self.boots);
+        Ok(())
+    }
+
+    fn run(&mut self, uuid: DomainUuid, memory: u64) {
         if let Some(domain) = self.domains.get_mut(&uuid) {
             domain.active = true;
+            self.memories.insert(uuid, memory);
+        }
+    }
+
+    /// Its process ends, whatever was in its memory.
+    pub fn stop(&mut self, uuid: DomainUuid) {
+        if let Some(domain) = self.domains.get_mut(&uuid) {
+            domain.active = false;
+        }
+        self.memories.remove(&uuid);
+    }
+
+    /// The guest shuts down: it writes to its disks a last time.
+    pub fn power_off(&mut self, files: &mut Filesystem, uuid: DomainUuid) {
+        let disks = self.domains.get(&uuid).map(|domain| domain.definition.disks.clone()).unwrap_or_default();
+        files.break_off_after(None);
+        for disk in disks {
+            if let Some(stat) = files.stat(&disk).filter(|stat| stat.size > 0) {
+                let _ = files.write_at(&disk, stat.inode, 0, b"halted");
+            }
+        }
+        self.stop(uuid);
+    }
+
+    /// `virsh save`: the file first, and only then the process ends.
+    pub fn save(&mut self, files: &mut Filesystem, uuid: DomainUuid, path: &str) -> Result<(), Refusal> {
+        let domain = self.expect(uuid)?;
+        let Some(memory) = self.memories.get(&uuid).filter(|_| domain.active) else {
+            return refuse(FaultKind::Refused, "domain is not running");
+        };
+        let whole = format!("{SAVED} {uuid} {memory}");
+        if let Some(stale) = files.stat(path) {
+            files.unlink(path, stale.inode)?;
+        }
+        let inode = files.make_file(path, 0o600, Content::of(b"part"))?;
+        files.write_at(path, inode, 0, whole.as_bytes())?;
+        self.stop(uuid);
+        Ok(())
+    }
+
+    /// `virsh restore`: on from where it was saved. Nothing is written to a disk.
+    pub fn restore(
+        &mut self,
+        files: &mut Filesystem,
+        image_locks: &BTreeSet<NodeId>,
+        path: &str,
+    ) -> Result<(), Refusal> {
+        let text = files.content(path).map(|content| String::from_utf8_lossy(&content.bytes()).into_owned());
+        let Some(text) = text else { return refuse(FaultKind::NotFound, format!("no {path}")) };
+        let parts = text.strip_prefix(SAVED).map(|rest| rest.split_whitespace().collect::<Vec<_>>());
+        let Some((uuid, memory)) = parts.as_deref().and_then(|parts| match parts {
+            [uuid, memory] => Some((uuid.parse().ok()?, memory.parse().ok()?)),
+            _ => None,
+        }) else {
+            return refuse(FaultKind::Refused, "save image is incomplete");
+        };
+        let domain = self.expect(uuid)?;
+        if domain.active {
+            return refuse(FaultKind::Refused, "domain is already active");
+        }
+        for disk in &domain.definition.disks {
+            if files.find(disk).is_none_or(|node| image_locks.contains(&node)) {
+                return refuse(FaultKind::InUse, format!("{disk}: Failed to get \"write\" lock"));
+            }
+        }
+        self.run(uuid, memory);
+        Ok(())
+    }
+
+    /// `virDomainRename`: the new file is written before the old one is removed.
+    pub fn rename(&mut self, files: &mut Filesystem, uuid: DomainUuid, name: &str) -> Result<(), Refusal> {
+        let domain = self.expect(uuid)?;
+        let old = domain.definition.name.clone();
+        if old == name {
+            return Ok(());
+        }
+        if domain.active {
+            return refuse(FaultKind::Refused, "cannot rename active domain");
+        }
+        if self.named(name).is_some() {
+            return refuse(FaultKind::AlreadyExists, format!("domain {name} exists already"));
+        }
+        let definition = domain.definition.with_name(name)?;
+        save(files, &definition)?;
+        if let Some(link) = files.stat(&autostart_path(&old)) {
+            if files.stat(&autostart_path(name)).is_none() {
+                files.make_symlink(&autostart_path(name), &definition_path(name))?;
+            }
+            files.unlink(&autostart_path(&old), link.inode)?;
+        }
+        let path = definition_path(&old);
+        if let Some(stat) = files.stat(&path) {
+            files.unlink(&path, stat.inode)?;
+        }
+        if let Some(domain) = self.domains.get_mut(&uuid) {
+            domain.definition = definition;
         }
         Ok(())
+    }
+
+    pub fn live_definition(&self, uuid: DomainUuid) -> Option<String> {
+        self.domains.get(&uuid).filter(|domain| domain.active).map(|domain| domain.definition.text.clone())
     }
 
     /// Files that running guests write to.
@@ -236,6 +351,7 @@ impl Libvirt {
             let _ = self.refresh_pool(files, &name);
         }
         if booted {
+            self.memories.clear();
             let starting: Vec<DomainUuid> = self
                 .domains
                 .iter()

@@ -29,11 +29,24 @@ pub struct Agent {
     pub image_locks: BTreeSet<NodeId>,
 }
 
+/// How long a guest takes to shut down.
+const SHUTDOWN_NS: i128 = 7_000_000_000;
+
+/// Who has an effect in hand that nobody waits for any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// It dies with this agent.
+    Agent(usize),
+    /// libvirt has it already, and forgets it when it is restarted.
+    Libvirt,
+    /// A guest does it by itself.
+    Guest,
+}
+
 /// An effect that happens without anybody waiting for it any more.
 pub struct Late {
     pub at_ns: i128,
-    /// Dies with this agent. `None`: libvirt has it already.
-    pub agent: Option<usize>,
+    pub whose: Whose,
     pub effect: Box<dyn FnOnce(&mut Machine)>,
 }
 
@@ -56,10 +69,42 @@ impl Machine {
 
     /// `virsh destroy`.
     pub fn destroy(&mut self, uuid: journal_format::DomainUuid) {
-        if let Some(domain) = self.libvirt.domains.get_mut(&uuid) {
-            domain.active = false;
-        }
+        self.libvirt.stop(uuid);
         self.pin();
+    }
+
+    /// `virsh shutdown`: the guest takes its time, or does not listen.
+    pub fn shut_down(&mut self, uuid: journal_format::DomainUuid) -> Result<(), Refusal> {
+        if !self.libvirt.domains.contains_key(&uuid) {
+            return Err((FaultKind::NotFound, format!("no domain {uuid}")));
+        }
+        let Some(memory) = self.libvirt.memories.get(&uuid).copied() else { return Ok(()) };
+        if !self.libvirt.deaf.contains(&uuid) {
+            let effect = Box::new(move |machine: &mut Machine| {
+                // Only this life of the guest was asked.
+                if machine.libvirt.memories.get(&uuid) == Some(&memory) {
+                    machine.libvirt.power_off(&mut machine.files, uuid);
+                    machine.pin();
+                }
+            });
+            self.late.push(Late { at_ns: self.files.now_ns + SHUTDOWN_NS, whose: Whose::Guest, effect });
+        }
+        Ok(())
+    }
+
+    /// `virsh save`.
+    pub fn save(&mut self, uuid: journal_format::DomainUuid, path: &str) -> Result<(), Refusal> {
+        let saved = self.libvirt.save(&mut self.files, uuid, path);
+        self.pin();
+        saved
+    }
+
+    /// `virsh restore`.
+    pub fn restore(&mut self, path: &str) -> Result<(), Refusal> {
+        let locks = self.image_locks();
+        let restored = self.libvirt.restore(&mut self.files, &locks, path);
+        self.pin();
+        restored
     }
 
     fn image_locks(&self) -> BTreeSet<NodeId> {
@@ -103,7 +148,11 @@ impl Machine {
             std::mem::take(&mut self.late).into_iter().partition(|late| late.at_ns <= now_ns);
         self.late = waiting;
         for late in due {
-            if late.agent.is_none_or(|agent| self.agents[agent].alive) {
+            let lives = match late.whose {
+                Whose::Agent(agent) => self.agents[agent].alive,
+                Whose::Libvirt | Whose::Guest => true,
+            };
+            if lives {
                 (late.effect)(self);
             }
         }
@@ -112,7 +161,7 @@ impl Machine {
 
     /// libvirtd ends and starts again. What it had accepted and not done is forgotten.
     pub fn restart_libvirt(&mut self) {
-        self.late.retain(|late| late.agent.is_some());
+        self.late.retain(|late| late.whose != Whose::Libvirt);
         self.libvirt.load(&mut self.files, false);
         self.pin();
     }

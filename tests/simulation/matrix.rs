@@ -14,6 +14,7 @@ use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
 use crate::kinds::{CLEAN_UP_STEPS, STEPS, name_of_clean_up_step, name_of_step};
+use crate::old_vm::OldVm;
 use crate::scene::Shape;
 
 const SEED: u64 = 41;
@@ -112,9 +113,10 @@ impl Span {
     }
 }
 
-/// One disk is enough: every kind is there.
+/// One disk is enough: every kind is there. A VM that runs is replaced, so that the steps of replacing are there too.
 fn shape() -> Shape {
-    Shape { disks: 1, start: true, ..Shape::plain() }
+    let old = OldVm { autostart: false, ..OldVm::running() };
+    Shape { disks: 1, start: true, old: Some(old), ..Shape::plain() }
 }
 
 /// Where each kind of step is in a clean clone.
@@ -138,9 +140,9 @@ fn spans() -> Vec<Span> {
             Span { kind, intent: Some(intent), effect: intent + 1..event, event }
         })
         .collect();
-    let barrier = spans.iter().find(|span| span.kind == "DefineDomain").expect("the last step").event + 1;
+    let barrier = spans.iter().find(|span| span.kind == "StopOldVm").expect("the last step").event + 1;
     let committed = find("journal: Committed").expect("a clean clone commits");
-    let at = spans.iter().position(|span| span.kind == CLEAN_UP_STEPS[0]).expect("there is a clean-up");
+    let at = spans.iter().position(|span| span.kind == "RetireOldVm").expect("there is a clean-up");
     spans.insert(at, Span { kind: COMMIT, intent: None, effect: barrier..committed, event: committed });
     spans
 }
@@ -207,7 +209,7 @@ fn page(cells: &BTreeMap<Cell, BTreeSet<&'static str>>, kinds: &[&'static str]) 
         Every kind of step, hit at every point, and what is done then. Each cell is at least one history of the real engine and \
         steps in\nthe simulated world, judged by an oracle that knows nothing of them; mid-effect, up to six operations are hit, \
         each before and\nafter it happened, and a second crash comes at three places of the second life. `clone`: the whole clone \
-        is there, byte for byte,\nand nothing else changed. `as before`: nothing of the transaction is left. `clone (committed)`: \
+        is there, byte for byte, in\nthe place of a VM that ran, and nothing else changed. `as before`: nothing of the transaction is left, and that VM runs again. `clone (committed)`: \
         the commit mark was there, so\nthe rollback was refused and the clone finished. Commit has no event before its effect.\n\n\
         Written by `KVM_CLONE_WRITE=1 cargo test --test simulation matrix`; a test compares.\n"
         .to_owned();

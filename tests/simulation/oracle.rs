@@ -3,10 +3,13 @@
 
 mod snapshot;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use journal_format::owner::decode_owner_file;
-use journal_format::{ChunkRecordV1, ChunkState, EventV1, ImageRoleV1, ImageV1, PlanV1, StepRef, StepV1};
+use journal_format::{
+    ChunkRecordV1, ChunkState, CleanUpStepV1, EventV1, ImageRoleV1, ImageV1, OutcomeV1, PlanV1, StepRef, StepV1,
+};
 use kvm_clone::domain::{CloneMark, MarkState};
 use kvm_clone::world::{ChunkGeometry, Side};
 
@@ -51,6 +54,10 @@ pub enum Cause {
     Rival,
     /// A host refused an operation.
     Refused,
+    /// The old VM was off, and runs: a person started it, or its host when it came up again.
+    OldVmStarted,
+    /// A person changed the old VM.
+    OldVmChanged,
 }
 
 impl Cause {
@@ -67,11 +74,11 @@ impl Cause {
 
 /// What the judge knows of one history.
 pub struct Oracle {
-    plan: PlanV1,
+    pub plan: PlanV1,
     /// What others did in this history that may end the transaction otherwise than asked.
     pub causes: BTreeSet<Cause>,
     /// By side.
-    before: [Snapshot; 2],
+    pub before: [Snapshot; 2],
     /// Contents that each disk's source has had since the plan, newest last.
     versions: Vec<Vec<Content>>,
     /// A person started the clone, or wrote to its disks: they are that person's now.
@@ -84,6 +91,16 @@ pub struct Oracle {
     pub committed: bool,
     /// The clone was running at some moment.
     ran: bool,
+    /// A person used or changed the old VM.
+    pub old_touched: bool,
+    /// Files of the old VM that others reach.
+    pub reached: BTreeSet<String>,
+    /// Files of the old VM may be left: nobody knows whether the source's host sees them.
+    pub may_be_left: bool,
+    /// How often the destination had been booted at the beginning.
+    pub boots: u64,
+    /// The clone is being renamed: a power cut may tear that.
+    renaming: Cell<bool>,
 }
 
 impl Oracle {
@@ -91,6 +108,7 @@ impl Oracle {
         let before = scene
             .world
             .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
+        let boots = before[1].boots;
         let versions = scene
             .plan
             .images
@@ -108,6 +126,11 @@ impl Oracle {
             decayed: false,
             committed: false,
             ran: false,
+            old_touched: false,
+            reached: BTreeSet::new(),
+            may_be_left: false,
+            boots,
+            renaming: Cell::new(false),
         }
     }
 
@@ -140,6 +163,16 @@ impl Oracle {
         }
     }
 
+    /// A stranger changed the definition of a domain: that must stay, whatever becomes of its guest.
+    pub fn accept_definition(&mut self, core: &Core, path: &str, name: &str) {
+        let now = Snapshot::of(core.machine(Side::Destination));
+        let memory = self.before[1].domains.get(name).and_then(|domain| domain.1);
+        self.before[1].accept(&now, &Changed { paths: vec![path.to_owned()], domains: vec![name.to_owned()] });
+        if let Some(domain) = self.before[1].domains.get_mut(name) {
+            domain.1 = memory;
+        }
+    }
+
     /// After every operation: no half clone can be started, now or after a power cut, and the mark means what it says.
     pub fn watch(&mut self, core: &Core) -> Result<(), String> {
         let machine = core.machine(Side::Destination);
@@ -151,11 +184,17 @@ impl Oracle {
         let ours = |content: Option<&Content>| {
             content.is_some_and(|content| String::from_utf8_lossy(&content.bytes()).contains(&uuid))
         };
-        let definition = self.definition_path();
-        let definition_is_durable = ours(files.durable_content(&definition));
+        let definitions = self.definition_paths();
+        let definition_is_durable = definitions.iter().any(|path| ours(files.durable_content(path)));
         let marked = files.stat(&self.record("committed")).is_some();
         self.committed |= files.durable_content(&self.record("committed")).is_some();
-        if self.touched || !(defined || marked || definition_is_durable || ours(files.content(&definition))) {
+        let old = self.plan.replaced.as_ref().filter(|old| !old.running);
+        if old.is_some_and(|old| machine.libvirt.memories.contains_key(&old.uuid)) {
+            self.causes.insert(Cause::OldVmStarted);
+        }
+        self.watch_old(machine, marked)?;
+        let written = definitions.iter().any(|path| ours(files.content(path)));
+        if self.touched || !(defined || marked || definition_is_durable || written) {
             return Ok(());
         }
         // Whatever subset of it survives, each disk is there as it is now, or as it is on the disk, or not at all.
@@ -166,7 +205,7 @@ impl Oracle {
         if startable && let Some((_, disk)) = disks().find(|(index, disk)| is_half(*index, disk)) {
             return Err(format!("a half clone can be started: {}", disk.final_path));
         }
-        if marked && !(defined && definition_is_durable) {
+        if marked && !(defined && definition_is_durable) && !self.renaming.get() {
             return Err("the commit mark is there, but the clone's definition is not durable".to_owned());
         }
         if marked
@@ -208,7 +247,24 @@ impl Oracle {
     /// What the journal says of a step survives a power cut of the destination.
     pub fn recorded(&self, core: &Core, event: &EventV1) -> Result<(), String> {
         let files = &core.machine(Side::Destination).files;
+        let clean_up = |step: u32| self.plan.clean_up[step as usize];
         let (step, done) = match event {
+            EventV1::Started { step: StepRef::CleanUp(step) } if clean_up(*step) == CleanUpStepV1::RenameClone => {
+                self.renaming.set(true);
+                return Ok(());
+            }
+            EventV1::Done { step: StepRef::CleanUp(step), .. } if clean_up(*step) == CleanUpStepV1::RenameClone => {
+                self.renaming.set(false);
+                return Ok(());
+            }
+            EventV1::Done { step: StepRef::CleanUp(step), outcome: OutcomeV1::Nothing } => {
+                let retired = clean_up(*step) == CleanUpStepV1::RetireOldVm;
+                let deleted = match clean_up(*step) {
+                    CleanUpStepV1::DeleteOldFile { file } => Some(file),
+                    _ => None,
+                };
+                return self.old_recorded(files, retired, deleted);
+            }
             EventV1::Done { step: StepRef::Forward(step), .. } => (*step, true),
             EventV1::Undone { step: StepRef::Forward(step) } => (*step, false),
             EventV1::Committed if files.durable_content(&self.record("committed")).is_none() => {
@@ -254,10 +310,15 @@ impl Oracle {
                 (made.path.clone(), node(&made.path).is_some() && !used)
             }
             StepV1::DefineDomain => {
-                let definition = self.definition_path();
+                let definitions = self.definition_paths();
                 let uuid = self.plan.clone_uuid.to_string();
-                let is_there = String::from_utf8_lossy(&text(&definition)).contains(&uuid);
-                (definition, is_there)
+                let is_there = |path: &String| String::from_utf8_lossy(&text(path)).contains(&uuid);
+                (definitions.join(" or "), definitions.iter().any(is_there))
+            }
+            StepV1::StopOldVm => {
+                let stopping = self.record("old-vm-stopping");
+                let is_there = node(&stopping).is_some();
+                (stopping, is_there)
             }
             StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => return Ok(()),
         };
@@ -287,7 +348,11 @@ impl Oracle {
     pub fn strangers(&self, core: &Core) -> Result<(), String> {
         let now = Snapshot::of(core.machine(Side::Destination));
         let before = &self.before[1];
-        let ours = |name: &str| !before.entries.contains_key(name) && !before.domains.contains_key(name);
+        let of_old = self.names_of_old();
+        let ours = |name: &str| {
+            (!before.entries.contains_key(name) && !before.domains.contains_key(name))
+                || of_old.iter().any(|old| old == name)
+        };
         complain("what is not ours was changed", &before.differences(&now, &ours))
     }
 
@@ -305,10 +370,14 @@ impl Oracle {
     pub fn undone(&self, core: &Core) -> Result<(), String> {
         let machine = core.machine(Side::Destination);
         let now = Snapshot::of(machine);
-        complain("after the rollback", &self.before[1].differences(&now, &|_| false))?;
+        let before = self.before_with_old(&now)?;
+        complain("after the rollback", &before.differences(&now, &|_| false))?;
+        let old_files: Vec<_> = self.plan.replaced.iter().flat_map(|old| &old.files).map(|file| &file.path).collect();
+        // What a guest wrote and nobody synced is its own affair.
+        let excused = |name: &str| old_files.iter().any(|path| *path == name);
         self.after_cuts(machine, &|files| {
-            let cut = Snapshot { domains: self.before[1].domains.clone(), ..Snapshot::of(&view(files)) };
-            complain("after the rollback and a power cut", &self.before[1].differences(&cut, &|_| false))
+            let cut = Snapshot { domains: before.domains.clone(), ..Snapshot::of(&view(files)) };
+            complain("after the rollback and a power cut", &before.differences(&cut, &excused))
         })
     }
 
@@ -348,10 +417,11 @@ impl Oracle {
     pub fn committed(&self, core: &Core, warned: bool) -> Result<(), String> {
         let machine = core.machine(Side::Destination);
         self.clone_is_whole(machine)?;
-        let ours = self.own_names();
+        let ours = [self.own_names(), self.names_of_old()].concat();
         let staging = |name: &str| warned && (name.contains("/.kvm-clone") || name.starts_with(OUR_STATE));
         let excused = |name: &str| ours.iter().any(|our| our == name) || staging(name);
         let now = Snapshot::of(machine);
+        self.old_gave_way(machine, &now)?;
         complain("after the commit", &self.before[1].differences(&now, &excused))?;
         if !warned {
             self.pools(machine, true)?;

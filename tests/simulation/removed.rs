@@ -46,7 +46,7 @@ fn a_clone_or_disk_that_was_removed_after_the_commit_is_named() {
             });
             let ending = history.settle(AttemptPurpose::Resume);
             match ending {
-                Some(Ending::CloneGone { missing, orphans }) if record => {
+                Some(Ending::CloneGone { missing, orphans, .. }) if record => {
                     let vm = format!("the VM {}", plan.request.new_name);
                     let expected = if whole {
                         (vec![vm], plan.images.iter().map(|image| image.final_path.clone()).collect())

@@ -10,6 +10,7 @@ use crate::content::{BLOCK_BYTES, Content};
 use crate::filesystem::Filesystem;
 use crate::libvirt::{AUTOSTART, DEFINITIONS, Libvirt, Pool};
 use crate::machine::Machine;
+use crate::old_vm::{self, OldVm};
 use crate::seed::Seed;
 use crate::world::SimWorld;
 
@@ -110,6 +111,8 @@ pub struct Shape {
     pub chain: bool,
     /// UEFI variables and the state of a TPM belong to the VM.
     pub firmware: bool,
+    /// A VM of the clone's name, that is replaced.
+    pub old: Option<OldVm>,
 }
 
 impl Shape {
@@ -126,6 +129,7 @@ impl Shape {
             neighbour: false,
             firmware: true,
             chain: true,
+            old: None,
         }
     }
 
@@ -141,6 +145,7 @@ impl Shape {
             neighbour: seed.chance(40),
             firmware: seed.chance(40),
             chain: seed.chance(40),
+            old: seed.chance(40).then(|| OldVm::random(seed)),
         }
     }
 }
@@ -252,6 +257,12 @@ impl Scene {
             }
         }
         add_strangers(&mut destination, shape.neighbour, &mut seed);
+        let replaced = shape.old.map(|old| {
+            let old_uuid = uuid(&mut seed);
+            let text = old_vm::put(old, &mut destination, old_uuid, &mut seed);
+            old_vm::planned(old, &destination, (old_uuid, text), txn, &mut directories, &mut seed)
+        });
+        let defined_name = replaced.as_ref().map_or(CLONE_NAME, |old| &old.clone_name);
         let endpoint = |address: &str, machine: &Machine| EndpointV1 {
             address: address.to_owned(),
             machine_id: machine.facts.machine_id.clone(),
@@ -272,6 +283,7 @@ impl Scene {
                     start: shape.start,
                     verify: shape.verify,
                     preserve_mac: false,
+                    preserve_uuid: false,
                     bandwidth_limit_bytes_per_second: None,
                     preallocate: shape.preallocate,
                     chunk_size_bytes: CHUNK_BYTES,
@@ -279,7 +291,7 @@ impl Scene {
             },
             clone_uuid,
             source_definition,
-            definition: define(CLONE_NAME, clone_uuid, &final_paths),
+            definition: define(defined_name, clone_uuid, &final_paths),
             title: shape.title.then(|| "A <web> server".to_owned()),
             autostart: shape.autostart,
             pools: if directories.iter().any(|directory| directory.path == IMAGES) {
@@ -292,6 +304,7 @@ impl Scene {
             directories,
             new_directories,
             images: disks,
+            replaced,
         };
         source.files.sync_all();
         destination.files.sync_all();
@@ -456,17 +469,20 @@ fn steps(shape: Shape, directories: usize, images: usize, new_directories: usize
     steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory }));
     steps.extend((0..images).map(|image| StepV1::PublishImage { image }));
     steps.push(StepV1::DefineDomain);
+    steps.extend(shape.old.map(|_| StepV1::StopOldVm));
     steps
 }
 
 fn clean_up(shape: Shape, directories: usize) -> Vec<CleanUpStepV1> {
-    let mut steps = vec![CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim];
+    let (mut steps, deleting) = shape.old.map(old_vm::clean_up).unwrap_or_default();
+    steps.extend([CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim]);
     if shape.autostart {
         steps.push(CleanUpStepV1::SetAutostart);
     }
     if shape.start {
         steps.push(CleanUpStepV1::StartDomain);
     }
+    steps.extend(deleting);
     steps.extend((0..u32::try_from(directories).unwrap()).map(|directory| CleanUpStepV1::RemoveStaging { directory }));
     steps.extend([CleanUpStepV1::RefreshPool { pool: 0 }, CleanUpStepV1::RemoveRecord]);
     steps

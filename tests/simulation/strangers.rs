@@ -18,6 +18,9 @@ use crate::scene::{QCOW2_HEADER_BYTES, definition};
 use crate::seed::Seed;
 use crate::world::{Core, SimWorld};
 
+/// The UUID of a stranger's domain.
+pub const STRANGER: DomainUuid = DomainUuid([0x5a; 16]);
+
 /// An act of a stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
@@ -47,6 +50,10 @@ pub enum Act {
     LitterStaging,
     /// Puts a file where the claim on the name would be.
     TakeClaim,
+    /// `virsh start` of the old VM.
+    StartOldVm,
+    /// Changes the old VM's definition.
+    RedefineOldVm,
 }
 
 impl Act {
@@ -66,12 +73,14 @@ impl Act {
             Self::StartSource => "stranger starts the source",
             Self::LitterStaging => "stranger's file in staging",
             Self::TakeClaim => "stranger's file in the claim's place",
+            Self::StartOldVm => "stranger starts the old VM",
+            Self::RedefineOldVm => "stranger changes the old VM's definition",
         }
     }
 }
 
 /// Acts that may stop or turn back a transaction.
-pub const DISTURBING: [Act; 11] = [
+pub const DISTURBING: [Act; 13] = [
     Act::TakePath,
     Act::TakeName,
     Act::StartClone,
@@ -83,6 +92,8 @@ pub const DISTURBING: [Act; 11] = [
     Act::StartSource,
     Act::LitterStaging,
     Act::TakeClaim,
+    Act::StartOldVm,
+    Act::RedefineOldVm,
 ];
 
 /// Acts that must not matter.
@@ -137,6 +148,8 @@ impl Strangers {
             Act::StartSource => self.start_source(core),
             Act::LitterStaging => self.litter_staging(core),
             Act::TakeClaim => self.take_claim(core),
+            Act::StartOldVm => self.start_old_vm(core),
+            Act::RedefineOldVm => self.redefine_old_vm(core),
         });
     }
 
@@ -158,7 +171,7 @@ impl Strangers {
     fn take_name(&self, core: &mut Core) {
         let name = self.plan.request.new_name.clone();
         let machine = core.machine_mut(Side::Destination);
-        let text = definition(&name, DomainUuid([0x5a; 16]), &[]);
+        let text = definition(&name, STRANGER, &[]);
         if machine.libvirt.define(&mut machine.files, &text).is_ok() {
             machine.files.sync(DEFINITIONS).unwrap();
             let paths = vec![format!("{DEFINITIONS}/{name}.xml")];
@@ -172,6 +185,38 @@ impl Strangers {
             oracle.touched = true;
             oracle.causes.insert(Cause::CloneStarted);
         }
+    }
+
+    fn start_old_vm(&self, core: &mut Core) {
+        let Some(old) = &self.plan.replaced else { return };
+        let machine = core.machine_mut(Side::Destination);
+        let off = machine.libvirt.domains.get(&old.uuid).is_some_and(|domain| !domain.active);
+        if off && machine.start(old.uuid).is_ok() {
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.causes.insert(Cause::OldVmStarted);
+            oracle.old_touched = true;
+        }
+    }
+
+    fn redefine_old_vm(&self, core: &mut Core) {
+        let Some(old) = &self.plan.replaced else { return };
+        let machine = core.machine_mut(Side::Destination);
+        let mark = format!("{HOST_RECORDS}/{}/committed", self.plan.txn);
+        if machine.files.stat(&mark).is_some() || !machine.libvirt.domains.contains_key(&old.uuid) {
+            return;
+        }
+        let text = old.definition.replace("<vcpu>1<", "<vcpu>3<");
+        // A full disk refuses a person too.
+        if machine.libvirt.define(&mut machine.files, &text).is_err() {
+            return;
+        }
+        machine.files.sync(DEFINITIONS).unwrap();
+        let name = self.plan.request.new_name.clone();
+        let path = format!("{DEFINITIONS}/{name}.xml");
+        // What its guest has in its memory is not the stranger's affair.
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.causes.insert(Cause::OldVmChanged);
+        oracle.accept_definition(core, &path, &name);
     }
 
     /// Is this disk still to be read back?

@@ -14,6 +14,7 @@ use crate::faults::FaultPlan;
 use crate::history::{History, Silent};
 use crate::kinds::{CLEAN_UP_STEPS, STEPS, name_of_clean_up_step, name_of_step};
 use crate::notebook::Notebook;
+use crate::old_vm::OldVm;
 use crate::oracle::Snapshot;
 use crate::scene::Shape;
 use crate::world::SimWorld;
@@ -136,7 +137,7 @@ impl<'a> Attempt<'a> {
 }
 
 fn shape(start: bool) -> Shape {
-    Shape { start, ..Shape::plain() }
+    Shape { start, old: Some(OldVm::running()), ..Shape::plain() }
 }
 
 fn in_one_attempt(history: &History, live: &dyn Fn(&mut Attempt)) -> BTreeSet<&'static str> {

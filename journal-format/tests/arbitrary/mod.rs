@@ -34,11 +34,12 @@ fn endpoint() -> impl Strategy<Value = EndpointV1> {
 }
 
 fn options() -> impl Strategy<Value = OptionsV1> {
-    (any::<[bool; 4]>(), option::of(any::<u64>()), any::<u32>()).prop_map(|(flags, limit, chunk_size_bytes)| {
+    (any::<[bool; 5]>(), option::of(any::<u64>()), any::<u32>()).prop_map(|(flags, limit, chunk_size_bytes)| {
         OptionsV1 {
             start: flags[0],
             verify: flags[1],
             preserve_mac: flags[2],
+            preserve_uuid: flags[4],
             bandwidth_limit_bytes_per_second: limit,
             preallocate: flags[3],
             chunk_size_bytes,
@@ -120,6 +121,7 @@ fn step() -> impl Strategy<Value = StepV1> {
         any::<u32>().prop_map(|image| StepV1::PublishImage { image }),
         any::<u32>().prop_map(|directory| StepV1::MakeDirectory { directory }),
         Just(StepV1::DefineDomain),
+        Just(StepV1::StopOldVm),
     ]
 }
 
@@ -132,6 +134,64 @@ fn clean_up_step() -> impl Strategy<Value = CleanUpStepV1> {
         any::<u32>().prop_map(|directory| CleanUpStepV1::RemoveStaging { directory }),
         any::<u32>().prop_map(|pool| CleanUpStepV1::RefreshPool { pool }),
         Just(CleanUpStepV1::RemoveRecord),
+        Just(CleanUpStepV1::RetireOldVm),
+        Just(CleanUpStepV1::RenameClone),
+        any::<u32>().prop_map(|file| CleanUpStepV1::DeleteOldFile { file }),
+    ]
+}
+
+fn file_stamp() -> impl Strategy<Value = FileStampV1> {
+    (any::<u64>(), any::<u64>(), any::<i128>()).prop_map(|(inode, size, mtime_ns)| FileStampV1 {
+        inode: Inode(inode),
+        size,
+        mtime_ns,
+    })
+}
+
+fn old_file() -> impl Strategy<Value = OldFileV1> {
+    let fate = prop_oneof![
+        any::<u32>().prop_map(|directory| OldFileFateV1::Deleted { directory }),
+        text().prop_map(|why| OldFileFateV1::Left { why }),
+    ];
+    (text(), text(), file_stamp(), any::<bool>(), fate).prop_map(|(role, path, stamp, is_image, fate)| OldFileV1 {
+        role,
+        path,
+        stamp,
+        is_image,
+        fate,
+    })
+}
+
+fn replaced() -> impl Strategy<Value = ReplacedV1> {
+    let stop = prop_oneof![
+        Just(StopModeV1::Shutdown),
+        Just(StopModeV1::Save),
+        Just(StopModeV1::Destroy),
+        Just(StopModeV1::Never),
+    ];
+    let texts = (text(), text(), text(), text());
+    (any::<[u8; 16]>(), texts, any::<[bool; 2]>(), stop, vec(old_file(), 0..4)).prop_map(
+        |(uuid, (definition, clone_name, kept_name, saved_path), flags, stop, files)| ReplacedV1 {
+            uuid: DomainUuid(uuid),
+            definition,
+            running: flags[0],
+            stop,
+            keep: flags[1],
+            clone_name,
+            kept_name,
+            saved_path,
+            files,
+        },
+    )
+}
+
+pub fn old_vm_record() -> impl Strategy<Value = OldVmRecordV1> {
+    prop_oneof![
+        any::<bool>().prop_map(|was_running| OldVmRecordV1::Stopping { was_running }),
+        vec(option::of(file_stamp()), 0..4).prop_map(|stamps| OldVmRecordV1::Stopped { stamps }),
+        (text(), any::<(bool, bool)>(), vec(text(), 0..3)).prop_map(|(definition, (autostart, kept), snapshots)| {
+            OldVmRecordV1::Retiring { definition, autostart, kept, snapshots }
+        }),
     ]
 }
 
@@ -143,7 +203,7 @@ fn plan() -> impl Strategy<Value = PlanV1> {
         new_directory.prop_map(|(path, mode, owner, makes_parent)| NewDirectoryV1 { path, mode, owner, makes_parent });
     let directories = (vec(directory(), 0..3), vec(new_directory, 0..3));
     let lists = (directories, vec(disk(), 0..4), vec(text(), 0..3), vec(step(), 0..12), vec(clean_up_step(), 0..9));
-    (names, definition, lists).prop_map(|(names, definition, lists)| PlanV1 {
+    (names, definition, lists, option::of(replaced())).prop_map(|(names, definition, lists, replaced)| PlanV1 {
         txn: TxnId(names.0),
         created_at: UnixMillis(names.1),
         program_version: names.2,
@@ -157,6 +217,7 @@ fn plan() -> impl Strategy<Value = PlanV1> {
         directories: lists.0.0,
         new_directories: lists.0.1,
         images: lists.1,
+        replaced,
         pools: lists.2,
         steps: lists.3,
         clean_up: lists.4,
@@ -198,6 +259,8 @@ fn outcome() -> impl Strategy<Value = OutcomeV1> {
             OutcomeV1::Verified { inode: Inode(inode), size, mtime_ns, root: ChunkValue(root) }
         }),
         Just(OutcomeV1::AlreadySo),
+        any::<bool>().prop_map(|was_running| OutcomeV1::Stopped { was_running }),
+        text().prop_map(|why| OutcomeV1::Left { why }),
     ]
 }
 

@@ -54,6 +54,7 @@ pub fn steps() -> Vec<StepV1> {
         StepV1::PublishImage { image: 0 },
         StepV1::MakeDirectory { directory: 0 },
         StepV1::DefineDomain,
+        StepV1::StopOldVm,
     ]
 }
 
@@ -66,6 +67,63 @@ pub fn clean_up() -> Vec<CleanUpStepV1> {
         CleanUpStepV1::RemoveStaging { directory: 0 },
         CleanUpStepV1::RefreshPool { pool: 0 },
         CleanUpStepV1::RemoveRecord,
+        CleanUpStepV1::RetireOldVm,
+        CleanUpStepV1::RenameClone,
+        CleanUpStepV1::DeleteOldFile { file: 0 },
+    ]
+}
+
+pub fn stop_modes() -> [(&'static str, StopModeV1); 4] {
+    [
+        ("shutdown", StopModeV1::Shutdown),
+        ("save", StopModeV1::Save),
+        ("destroy", StopModeV1::Destroy),
+        ("never", StopModeV1::Never),
+    ]
+}
+
+fn file_stamp() -> FileStampV1 {
+    FileStampV1 { inode: Inode(815), size: 1 << 30, mtime_ns: 1_767_000_000_123_456_789 }
+}
+
+pub fn replaced(stop: StopModeV1) -> ReplacedV1 {
+    let file = |role: &str, is_image, fate| OldFileV1 {
+        role: role.into(),
+        path: format!("/srv/images/old-{role}.img"),
+        stamp: file_stamp(),
+        is_image,
+        fate,
+    };
+    ReplacedV1 {
+        uuid: DomainUuid([0x33; 16]),
+        definition: "<domain type='kvm'><name>web02</name></domain>".into(),
+        running: true,
+        stop,
+        keep: false,
+        clone_name: format!("web02.new-{}", txn()),
+        kept_name: format!("web02.replaced-{}", txn().short()),
+        saved_path: format!("/srv/images/.kvm-clone/{}/old-vm.save", txn()),
+        files: vec![
+            file("vda", true, OldFileFateV1::Deleted { directory: 0 }),
+            file("nvram", false, OldFileFateV1::Left { why: "the domain web03 reaches it".into() }),
+        ],
+    }
+}
+
+/// One of each record of the old VM, by the name of its golden file.
+pub fn old_vm_records() -> [(&'static str, OldVmRecordV1); 3] {
+    [
+        ("stopping", OldVmRecordV1::Stopping { was_running: true }),
+        ("stopped", OldVmRecordV1::Stopped { stamps: vec![Some(file_stamp()), None] }),
+        (
+            "retiring",
+            OldVmRecordV1::Retiring {
+                definition: "<domain type='kvm'><name>web02</name></domain>".into(),
+                autostart: true,
+                kept: false,
+                snapshots: vec!["<domainsnapshot><name>s1</name></domainsnapshot>".into()],
+            },
+        ),
     ]
 }
 
@@ -85,6 +143,7 @@ pub fn plan() -> PlanV1 {
                 start: true,
                 verify: true,
                 preserve_mac: false,
+                preserve_uuid: true,
                 bandwidth_limit_bytes_per_second: Some(100_000_000),
                 preallocate: false,
                 chunk_size_bytes: 1 << 20,
@@ -108,6 +167,7 @@ pub fn plan() -> PlanV1 {
             makes_parent: true,
         }],
         images: vec![disk(0, ImageFormat::Raw), disk(1, ImageFormat::Qcow2)],
+        replaced: Some(replaced(StopModeV1::Shutdown)),
         pools: vec!["images".into()],
         steps: steps(),
         clean_up: clean_up(),
@@ -147,6 +207,8 @@ pub fn outcomes() -> Vec<(&'static str, OutcomeV1)> {
             OutcomeV1::Verified { inode: Inode(4711), size: 68_719_476_736, mtime_ns: 1_767_225_601_000_000_000, root },
         ),
         ("already-so", OutcomeV1::AlreadySo),
+        ("stopped", OutcomeV1::Stopped { was_running: true }),
+        ("left", OutcomeV1::Left { why: "the domain web03 reaches it".into() }),
     ]
 }
 
@@ -191,6 +253,10 @@ pub fn events() -> Vec<(String, EventV1)> {
         ]
         .map(|(name, event)| (name.to_owned(), event)),
     );
+    for (name, stop) in stop_modes() {
+        let plan = PlanV1 { replaced: Some(replaced(stop)), ..plan() };
+        events.push((format!("begun-stop-{name}"), EventV1::Begun { plan: Box::new(plan) }));
+    }
     events.extend(reopen_causes().map(|(name, cause)| (format!("reopened-{name}"), reopened(cause))));
     events
 }
@@ -213,6 +279,7 @@ pub fn transaction() -> Vec<RecordV1> {
         StepV1::TransferImage { .. } => outcomes()[3].1.clone(),
         StepV1::VerifyImage { .. } => outcomes()[4].1.clone(),
         StepV1::DetectSharedStorage => OutcomeV1::SharedStorage { directories: Vec::new() },
+        StepV1::StopOldVm => OutcomeV1::Stopped { was_running: true },
         StepV1::CreateImage { .. } | StepV1::ReserveRecord => OutcomeV1::Made { inode: Inode(4711) },
         _ => OutcomeV1::Nothing,
     };

@@ -1,12 +1,16 @@
 //! The calls themselves: each takes the connection on its thread and says what libvirt said.
 
+use std::ffi::CString;
+
 use journal_format::DomainUuid;
 use virt::connect::Connect;
-use virt::domain::Domain;
+use virt::domain::{
+    Domain, DomainPausedReason, DomainPausedReasonEnum, DomainStateEnum, DomainStateReason, DomainStateReasonEnum,
+};
 use virt::error::ErrorNumber;
 use virt::storage_pool::StoragePool;
 
-use super::{Libvirt, Refusal};
+use super::{Libvirt, MEMORY_CALL_SECONDS_MAX, Refusal};
 use crate::domain::documents::{PoolDocument, name_and_uuid};
 use crate::world::{DomainBrief, DomainFacts, DomainState, Fault, FaultKind, NetworkFacts, PoolFacts};
 
@@ -85,19 +89,88 @@ impl Libvirt {
     }
 
     pub(in crate::host) async fn undefine(&self, uuid: DomainUuid) -> Result<(), Fault> {
-        self.change(&format!("undefine domain {uuid}"), move |connect| {
-            let Some(domain) = find(connect, uuid)? else { return Ok(()) };
-            // One that runs would go on without a definition, on disks that are about to go.
-            if domain.is_active()? {
-                return Err(Refusal { code: None, message: "the domain was started meanwhile".to_owned() });
-            }
-            let mut flags = virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
-            if connect.lib_version()? >= KEEP_TPM_SINCE {
-                flags |= virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
-            }
-            unless_gone(domain.undefine_flags(flags).map_err(Refusal::from)).map(|_| ())
+        self.change(&format!("undefine domain {uuid}"), move |connect| undefine(connect, uuid, 0)).await
+    }
+
+    pub(in crate::host) async fn undefine_whole(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        let flags = virt_sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | virt_sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+        self.change(&format!("undefine domain {uuid} with its saved state"), move |connect| {
+            undefine(connect, uuid, flags)
         })
         .await
+    }
+
+    pub(in crate::host) async fn rename(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault> {
+        let wanted = name.to_owned();
+        let result = self
+            .change(&format!("rename domain {uuid} to {name}"), move |connect| {
+                let domain = must_find(connect, uuid)?;
+                if domain.name()? != wanted {
+                    domain.rename(&wanted, 0)?;
+                }
+                Ok(())
+            })
+            .await;
+        match result {
+            // libvirt has one code for every refusal; what is really there tells a name that is taken.
+            Err(fault) if fault.kind == FaultKind::Refused => match self.domain_named(name).await? {
+                Some(there) if there.brief.uuid != uuid => Err(Fault { kind: FaultKind::AlreadyExists, ..fault }),
+                _ => Err(fault),
+            },
+            other => other,
+        }
+    }
+
+    pub(in crate::host) async fn live_definition(&self, uuid: DomainUuid) -> Result<Option<String>, Fault> {
+        self.ask(&format!("look at what domain {uuid} runs with"), move |connect| {
+            let Some(domain) = find(connect, uuid)? else { return Ok(None) };
+            if !domain.is_active()? {
+                return Ok(None);
+            }
+            unless_gone(domain.xml_desc(virt_sys::VIR_DOMAIN_XML_SECURE).map_err(Refusal::from))
+        })
+        .await
+    }
+
+    pub(in crate::host) async fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault> {
+        self.ask(&format!("look at the snapshots of domain {uuid}"), move |connect| {
+            let Some(domain) = find(connect, uuid)? else { return Ok(Vec::new()) };
+            let mut definitions = Vec::new();
+            for snapshot in domain.list_all_snapshots(0)? {
+                definitions.push(snapshot.xml_desc(virt_sys::VIR_DOMAIN_SNAPSHOT_XML_SECURE)?);
+            }
+            Ok(definitions)
+        })
+        .await
+    }
+
+    pub(in crate::host) async fn shut_down(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.change(&format!("ask domain {uuid} to shut down"), move |connect| {
+            unless_off(&must_find(connect, uuid)?, |domain| {
+                domain.shutdown_flags(virt_sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+            })
+        })
+        .await
+    }
+
+    pub(in crate::host) async fn destroy(&self, uuid: DomainUuid) -> Result<(), Fault> {
+        self.change(&format!("switch domain {uuid} off"), move |connect| {
+            unless_off(&must_find(connect, uuid)?, Domain::destroy)
+        })
+        .await
+    }
+
+    pub(in crate::host) async fn save(&self, uuid: DomainUuid, path: &str) -> Result<(), Fault> {
+        let to = path.to_owned();
+        let operation = format!("save the memory of domain {uuid} to {path}");
+        self.change_within(MEMORY_CALL_SECONDS_MAX, &operation, move |connect| save(&must_find(connect, uuid)?, &to))
+            .await
+    }
+
+    pub(in crate::host) async fn restore(&self, path: &str) -> Result<(), Fault> {
+        let from = path.to_owned();
+        let operation = format!("restore the memory saved in {path}");
+        self.change_within(MEMORY_CALL_SECONDS_MAX, &operation, move |connect| Ok(connect.restore_domain(&from)?)).await
     }
 
     pub(in crate::host) async fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {
@@ -210,6 +283,50 @@ fn unless_gone<T>(result: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
     }
 }
 
+/// Undefines a domain that is off, always keeping its NVRAM and TPM state.
+fn undefine(connect: &Connect, uuid: DomainUuid, more_flags: u32) -> Result<(), Refusal> {
+    let Some(domain) = find(connect, uuid)? else { return Ok(()) };
+    // One that runs would go on without a definition, on disks that are about to go.
+    if domain.is_active()? {
+        return Err(Refusal { code: None, message: "the domain was started meanwhile".to_owned() });
+    }
+    let mut flags = virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
+    if connect.lib_version()? >= KEEP_TPM_SINCE {
+        flags |= virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
+    }
+    unless_gone(domain.undefine_flags(flags | more_flags).map_err(Refusal::from)).map(|_| ())
+}
+
+/// Does something to a running domain; one that is off, or went off meanwhile, needs nothing.
+fn unless_off<T>(domain: &Domain, act: impl FnOnce(&Domain) -> Result<T, virt::error::Error>) -> Result<(), Refusal> {
+    if !domain.is_active()? {
+        return Ok(());
+    }
+    match act(domain) {
+        Ok(_) => Ok(()),
+        Err(_) if !domain.is_active()? => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A save pauses its guest first, and says so.
+fn is_saving(domain: &Domain) -> Result<bool, Refusal> {
+    let (state, reason) = domain.state()?;
+    let paused = matches!(state, DomainStateEnum::Known(virt::domain::DomainState::Paused));
+    let saving = DomainPausedReasonEnum::Known(DomainPausedReason::Save);
+    Ok(paused && matches!(reason, DomainStateReasonEnum::Known(DomainStateReason::Paused(why)) if why == saving))
+}
+
+/// The binding has no call for this one.
+fn save(domain: &Domain, path: &str) -> Result<(), Refusal> {
+    let path = CString::new(path).map_err(|_| Refusal { code: None, message: format!("{path:?} is no path") })?;
+    // SAFETY: the domain lives while `domain` does, and the path is a string that ends in a zero for the whole call.
+    if unsafe { virt_sys::virDomainSave(domain.as_ptr(), path.as_ptr()) } < 0 {
+        return Err(virt::error::Error::last_error().into());
+    }
+    Ok(())
+}
+
 fn must_find(connect: &Connect, uuid: DomainUuid) -> Result<Domain, Refusal> {
     Ok(connect.lookup_domain_by_uuid_string(&uuid.to_string())?)
 }
@@ -233,6 +350,7 @@ fn facts(domain: &Domain) -> Result<DomainFacts, Refusal> {
         persistent: domain.is_persistent()?,
         autostart: domain.autostart()?,
         managed_save: domain.has_managed_save(0)?,
+        saving: is_saving(domain)?,
         snapshots: domain.num_snapshots(0)?,
         checkpoints: checkpoints(domain)?,
         definition: domain.xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE)?,

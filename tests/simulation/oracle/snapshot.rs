@@ -3,29 +3,41 @@
 use std::collections::BTreeMap;
 
 use super::Changed;
+use crate::content::Content;
 use crate::filesystem::{Body, NodeId};
 use crate::machine::Machine;
+use crate::old_verdict::Domains;
 
 pub(super) const OUR_STATE: &str = "/var/lib/kvm-clone";
 
 /// One name on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    node: NodeId,
+pub struct Entry {
+    pub node: NodeId,
     /// `None` for a directory: what is in it has names of its own.
     body: Option<Body>,
-    attributes: (u32, u32, u32),
+    pub attributes: (u32, u32, u32),
     mtime_ns: Option<i128>,
+}
+
+impl Entry {
+    /// A file's bytes.
+    pub fn content(&self) -> Option<&Content> {
+        match self.body.as_ref()? {
+            Body::File(content) => Some(content),
+            _ => None,
+        }
+    }
 }
 
 /// A host's names and domains.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    pub(super) entries: BTreeMap<String, Entry>,
-    /// Definition by name, and whether it runs.
-    pub(super) domains: BTreeMap<String, (String, bool)>,
+    pub entries: BTreeMap<String, Entry>,
+    /// Definition by name, and what its guest has in its memory while it runs.
+    pub domains: Domains,
     /// How often the host was booted.
-    pub(super) boots: u64,
+    pub boots: u64,
 }
 
 impl Snapshot {
@@ -42,9 +54,10 @@ impl Snapshot {
             }
         };
         let entries: BTreeMap<_, _> = files.walk().into_iter().map(|(path, node)| (path, entry(node))).collect();
-        let domains = machine.libvirt.domains.values();
-        let domains =
-            domains.map(|domain| (domain.definition.name.clone(), (domain.definition.text.clone(), domain.active)));
+        let domains = machine.libvirt.domains.iter().map(|(uuid, domain)| {
+            let memory = machine.libvirt.memories.get(uuid).copied().filter(|_| domain.active);
+            (domain.definition.name.clone(), (domain.definition.text.clone(), memory))
+        });
         Self { entries, domains: domains.collect(), boots: files.boots }.without_our_empty_directories()
     }
 
@@ -113,7 +126,7 @@ impl Snapshot {
             match now.domains.get(name) {
                 None if !excused(name) => found.push(format!("domain {name} is gone")),
                 // A power cut stops a guest.
-                Some(there) if there.0 == domain.0 && !there.1 && now.boots > self.boots => {}
+                Some(there) if there.0 == domain.0 && now.boots > self.boots => {}
                 Some(there) if there != domain && !excused(name) => found.push(format!("domain {name} changed")),
                 _ => {}
             }

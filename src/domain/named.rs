@@ -1,0 +1,117 @@
+//! What files a definition names: its disks' images with their formats, and whether it names a path anywhere at all.
+
+use roxmltree::Node;
+
+use super::DomainError;
+use super::definition::{Definition, attribute};
+use super::places;
+use super::xml::{child, is_plain, named, parse};
+
+/// An image that a definition names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedImage {
+    /// Where it is.
+    pub place: ImagePlace,
+    /// Its format, where the definition says it.
+    pub format: Option<String>,
+}
+
+/// Where an image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImagePlace {
+    /// A file or device of this path.
+    Path(String),
+    /// A volume of a pool.
+    Volume {
+        /// The pool's name.
+        pool: String,
+        /// The volume's name.
+        volume: String,
+    },
+}
+
+/// The images of all disks and drives: top ones, those below that the definition names itself, and mirrors.
+pub fn named_images(definition: &str) -> Result<Vec<NamedImage>, DomainError> {
+    let document = parse(definition)?;
+    let devices = child(document.root_element(), "devices");
+    let disks = devices.into_iter().flat_map(|devices| named(devices, "disk"));
+    let sources = disks.flat_map(|disk| disk.descendants().filter(|node| is_plain(*node, "source")));
+    Ok(sources.filter_map(named_image).collect())
+}
+
+fn named_image(source: Node<'_, '_>) -> Option<NamedImage> {
+    let place = match (attribute(source, "file").or_else(|| attribute(source, "dev")), attribute(source, "pool")) {
+        (Some(path), _) => ImagePlace::Path(path),
+        (None, Some(pool)) => ImagePlace::Volume { pool, volume: attribute(source, "volume")? },
+        (None, None) => return None,
+    };
+    let owner = source.parent_element()?;
+    let said_by = if is_plain(owner, "disk") { "driver" } else { "format" };
+    Some(NamedImage { place, format: child(owner, said_by).and_then(|node| attribute(node, "type")) })
+}
+
+/// Does it name this path in any attribute or text? So do firmware variables that libvirt finds by the domain's name.
+pub fn names_path(definition: &str, path: &str) -> Result<bool, DomainError> {
+    let document = parse(definition)?;
+    let mut texts = document.descendants().filter_map(|node| node.text()).map(str::trim);
+    let in_attribute = |node: Node<'_, '_>| node.attributes().any(|attribute| attribute.value() == path);
+    if texts.any(|text| text == path) || document.descendants().any(in_attribute) {
+        return Ok(true);
+    }
+    let read = Definition::parse(definition)?;
+    Ok(read.variables_path().as_deref() == Some(path))
+}
+
+impl Definition {
+    /// The file of its firmware variables: as written, or where libvirt puts those of its name.
+    pub fn variables_path(&self) -> Option<String> {
+        let variables = self.os.variables.as_ref()?;
+        Some(variables.path.clone().unwrap_or_else(|| places::variables(&self.name, variables.format)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const DEFINITION: &str = "<domain type='kvm'><name>web</name><uuid>11111111-2222-4333-8444-555555555555</uuid>
+      <memory>1024</memory><os firmware='efi'><type>hvm</type></os>
+      <devices>
+        <disk type='file'><driver type='qcow2'/><source file='/a/top.qcow2'/><target dev='vda'/>
+          <backingStore type='file'><format type='raw'/><source file='/a/base.img'/></backingStore>
+          <mirror type='file'><format type='qcow2'/><source file='/b/copy.qcow2'/></mirror></disk>
+        <disk type='block'><source dev='/dev/sdx'/><target dev='vdb'/></disk>
+        <disk type='volume'><driver type='raw'/><source pool='images' volume='v.img'/><target dev='vdc'/></disk>
+        <disk type='file' device='cdrom'><target dev='sda'/></disk>
+        <serial type='file'><source path='/var/log/serial'/></serial>
+      </devices></domain>";
+
+    #[test]
+    fn images_below_and_beside_are_named_with_their_formats() {
+        let path = |path: &str, format: Option<&str>| NamedImage {
+            place: ImagePlace::Path(path.into()),
+            format: format.map(Into::into),
+        };
+        let volume = ImagePlace::Volume { pool: "images".into(), volume: "v.img".into() };
+        assert_eq!(
+            named_images(DEFINITION).unwrap(),
+            [
+                path("/a/top.qcow2", Some("qcow2")),
+                path("/a/base.img", Some("raw")),
+                path("/b/copy.qcow2", Some("qcow2")),
+                path("/dev/sdx", None),
+                NamedImage { place: volume, format: Some("raw".into()) },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_path_is_named_wherever_it_stands() {
+        for path in ["/a/base.img", "/var/log/serial", "/var/lib/libvirt/qemu/nvram/web_VARS.fd"] {
+            assert!(names_path(DEFINITION, path).unwrap(), "{path}");
+        }
+        assert!(!names_path(DEFINITION, "/a/bas").unwrap());
+        assert!(names_path("<domain", "/a").is_err());
+    }
+}

@@ -1,0 +1,254 @@
+//! Which files the domains and pools of a host reach, through backing chains and data files: what somebody reaches is never
+//! deleted. Only looks. What cannot be read counts as reaching everything.
+
+use std::collections::BTreeMap;
+
+use journal_format::{DomainUuid, Inode};
+
+use crate::domain::named::{ImagePlace, named_images, names_path};
+use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
+use crate::world::{Fault, FaultKind, FileKind, Host, PoolFacts};
+
+/// Images below one another. QEMU itself gives up at 200.
+const CHAIN_IMAGES_MAX: usize = 200;
+/// Files in a pool's directory that are looked at.
+const VOLUMES_MAX: usize = 20_000;
+/// Enough of an image to tell its format.
+const MAGIC_READ_BYTES: u64 = 8;
+/// Formats other than qcow2 whose images may stand on others, by their first bytes; their headers are not read here.
+const UNREAD_MAGICS: [&[u8]; 3] = [b"QED\0", b"KDMV", b"# Disk D"];
+const QCOW_MAGIC: &[u8] = b"QFI\xfb";
+
+/// A file, whatever its name.
+type FileId = (u64, Inode);
+
+/// Everything that is reached on a host.
+pub struct Reached<'h> {
+    host: &'h dyn Host,
+    files: BTreeMap<FileId, String>,
+    /// Definitions, with whose they are.
+    definitions: Vec<(String, String)>,
+    /// Something that may reach anything, in words.
+    unreadable: Option<String>,
+}
+
+impl<'h> Reached<'h> {
+    /// Looks at all domains but `except`, and at all pools.
+    pub fn on(host: &'h dyn Host, except: Option<DomainUuid>) -> Result<Self, Fault> {
+        let mut reached = Self { host, files: BTreeMap::new(), definitions: Vec::new(), unreadable: None };
+        let pools = host.pools()?;
+        for brief in host.domains()?.into_iter().filter(|brief| Some(brief.uuid) != except) {
+            let Some(facts) = host.domain(brief.uuid)? else { continue };
+            let who = format!("the VM {}", brief.name);
+            for definition in std::iter::once(facts.definition).chain(host.live_definition(brief.uuid)?) {
+                reached.add_domain(&who, definition, &pools)?;
+            }
+        }
+        for pool in &pools {
+            reached.add_pool(pool)?;
+        }
+        Ok(reached)
+    }
+
+    /// Who reaches the file of this real path, in words; `None`: nobody, or there is no such file.
+    pub fn by(&self, path: &str) -> Result<Option<String>, Fault> {
+        if let Some(what) = &self.unreadable {
+            return Ok(Some(format!("{what} cannot be read, and may stand on it")));
+        }
+        let Some(stat) = self.host.stat(path)? else { return Ok(None) };
+        if let Some(who) = self.files.get(&(stat.device, stat.inode)) {
+            return Ok(Some(format!("{who} reaches it")));
+        }
+        let mut definitions = self.definitions.iter();
+        let names = definitions.find(|(_, definition)| names_path(definition, path).unwrap_or(true));
+        Ok(names.map(|(who, _)| format!("{who} names it")))
+    }
+
+    fn add_domain(&mut self, who: &str, definition: String, pools: &[PoolFacts]) -> Result<(), Fault> {
+        match named_images(&definition) {
+            Ok(images) => {
+                for image in images {
+                    let path = match image.place {
+                        ImagePlace::Path(path) => path,
+                        // A volume of a pool that is no directory is no file.
+                        ImagePlace::Volume { pool, volume } => {
+                            let pool = pools.iter().find(|known| known.name == pool);
+                            let Some(directory) = pool.and_then(|pool| pool.path.as_ref()) else { continue };
+                            format!("{directory}/{volume}")
+                        }
+                    };
+                    self.follow(who, path, image.format.as_deref() == Some("raw"))?;
+                }
+            }
+            Err(_) => self.fail(format!("the definition of {who}")),
+        }
+        self.definitions.push((who.to_owned(), definition));
+        Ok(())
+    }
+
+    /// A pool's volumes reach what is below them. That a file lies in a pool's directory does not make it used.
+    fn add_pool(&mut self, pool: &PoolFacts) -> Result<(), Fault> {
+        let Some(directory) = pool.path.as_ref().filter(|_| ["dir", "fs", "netfs"].contains(&pool.kind.as_str()))
+        else {
+            return Ok(());
+        };
+        let names = match self.host.list(directory) {
+            Ok(names) => names.unwrap_or_default(),
+            Err(fault) if is_about_the_file(&fault) => {
+                self.fail(format!("the directory of pool {}", pool.name));
+                return Ok(());
+            }
+            Err(fault) => return Err(fault),
+        };
+        if names.len() > VOLUMES_MAX {
+            self.fail(format!("pool {} with more than {VOLUMES_MAX} files", pool.name));
+            return Ok(());
+        }
+        for name in names {
+            let path = format!("{directory}/{name}");
+            let who = format!("the volume {path}");
+            if let Some(below) = self.below(&who, &path)? {
+                for path in below {
+                    self.follow(&who, path, false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An image, and everything below it.
+    fn follow(&mut self, who: &str, path: String, is_raw: bool) -> Result<(), Fault> {
+        let mut waiting = vec![(path, is_raw)];
+        let mut seen = 0;
+        while let Some((path, is_raw)) = waiting.pop() {
+            seen += 1;
+            if seen > CHAIN_IMAGES_MAX {
+                self.fail(format!("the chain of {who}"));
+                return Ok(());
+            }
+            let Some(real) = self.host.resolve(&path)? else { continue };
+            let Some(stat) = self.host.stat(&real)? else { continue };
+            self.files.entry((stat.device, stat.inode)).or_insert_with(|| who.to_owned());
+            if !is_raw && let Some(below) = self.below(who, &path)? {
+                waiting.extend(below.into_iter().map(|path| (path, false)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What an image names below it, by its header; `None`: it names nothing, or that cannot be told, which is noted.
+    fn below(&mut self, who: &str, path: &str) -> Result<Option<Vec<String>>, Fault> {
+        let real = self.host.resolve(path)?;
+        let Some(real) = real else { return Ok(None) };
+        match self.host.stat(&real)?.map(|stat| stat.kind) {
+            Some(FileKind::File | FileKind::BlockDevice) => {}
+            Some(_) | None => return Ok(None),
+        }
+        let beginning = |bytes| match self.host.read(&real, bytes) {
+            Err(fault) if is_about_the_file(&fault) => Ok(None),
+            answer => answer.map(Some),
+        };
+        let named = match beginning(MAGIC_READ_BYTES)? {
+            None => Err(()),
+            Some(head) => match head.unwrap_or_default() {
+                head if UNREAD_MAGICS.iter().any(|magic| head.starts_with(magic)) => Err(()),
+                head if head.starts_with(QCOW_MAGIC) => {
+                    let head = beginning(HEADER_READ_BYTES as u64)?.flatten().unwrap_or_default();
+                    Header::read(&head).map_err(|_| ()).and_then(|header| files_named(&header))
+                }
+                _ => return Ok(None),
+            },
+        };
+        let paths = named.and_then(|names| {
+            let parent = crate::steps::host_record::parent_of(path);
+            names.iter().map(|name| absolute(parent, name).ok_or(())).collect::<Result<Vec<_>, ()>>()
+        });
+        if paths.is_err() {
+            self.fail(format!("{path}, which {who} reaches,"));
+        }
+        Ok(paths.ok())
+    }
+
+    fn fail(&mut self, what: String) {
+        self.unreadable.get_or_insert(what);
+    }
+}
+
+/// A fault of this file, and not of the host.
+fn is_about_the_file(fault: &Fault) -> bool {
+    matches!(fault.kind, FaultKind::Denied | FaultKind::Io | FaultKind::Unsupported)
+}
+
+/// Files that a header names, as it names them. A name that may be a file, and cannot be read here, is an error.
+fn files_named(header: &Header) -> Result<Vec<String>, ()> {
+    if header.external_data && header.data_file.is_none() {
+        return Err(());
+    }
+    let names = header.backing_file.iter().chain(&header.data_file);
+    names.filter_map(|name| file_named(name).transpose()).collect()
+}
+
+/// `Ok(None)`: something that is no file.
+fn file_named(name: &str) -> Result<Option<String>, ()> {
+    if name.starts_with("json:") || name.is_empty() {
+        return Err(());
+    }
+    if let Some(path) = name.strip_prefix("file:") {
+        return Ok(Some(path.to_owned()));
+    }
+    let is_protocol =
+        |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+');
+    match name.split_once("://") {
+        Some((scheme, _)) if is_protocol(scheme) && scheme != "file" => Ok(None),
+        Some(_) => Err(()),
+        None => Ok(Some(name.to_owned())),
+    }
+}
+
+/// A name in an image that lies in this directory, as a path. `None`: where it leads cannot be told without walking it.
+fn absolute(directory: &str, name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    if !name.starts_with('/') {
+        parts.extend(directory.split('/').filter(|part| !part.is_empty()));
+    }
+    let mut walked = false;
+    for part in name.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." {
+            // Behind a name that may be a symlink, `..` leads who knows where.
+            if walked || name.starts_with('/') {
+                return None;
+            }
+            parts.pop();
+        } else {
+            walked = true;
+            parts.push(part);
+        }
+    }
+    Some(format!("/{}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_relative_to_the_image_that_has_them() {
+        let path = |name| absolute("/srv/vm", name);
+        assert_eq!(path("base.img").as_deref(), Some("/srv/vm/base.img"));
+        assert_eq!(path("./a//base.img").as_deref(), Some("/srv/vm/a/base.img"));
+        assert_eq!(path("/else/base.img").as_deref(), Some("/else/base.img"));
+        assert_eq!(path("../base.img").as_deref(), Some("/srv/base.img"));
+        assert_eq!(path("a/../base.img"), None);
+        assert_eq!(path("/a/../base.img"), None);
+    }
+
+    #[test]
+    fn what_may_be_a_file_and_cannot_be_read_is_said() {
+        assert_eq!(file_named("base.img"), Ok(Some("base.img".to_owned())));
+        assert_eq!(file_named("file:/a/b"), Ok(Some("/a/b".to_owned())));
+        assert_eq!(file_named("nbd://host/x"), Ok(None));
+        assert_eq!(file_named("json:{\"file.filename\":\"/a\"}"), Err(()));
+        assert_eq!(file_named("file:///a"), Ok(Some("///a".to_owned())));
+        assert_eq!(file_named("a b://c"), Err(()));
+    }
+}

@@ -1,0 +1,201 @@
+//! The real program dies by SIGKILL at a journal boundary of a replacement, and is then resumed or rolled back: the old VM is as
+//! before, running again if it ran, or the clone is in its place.
+//!
+//! `make test` visits each phase at boundaries that a seed picks; `KVM_CLONE_BOUNDARIES=all` visits every one, both ways.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use journal_format::{EventV1, RecordV1, StepRef};
+use kvm_clone::journal::{self, StateDir};
+
+use crate::lab::Controller;
+use crate::{CLONE, Ground, run};
+
+/// Labs that work side by side.
+const LABS: usize = 2;
+const SEED: u64 = 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    running: bool,
+    stop: &'static str,
+    keep: bool,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { running: true, stop: "destroy", keep: false },
+    Kind { running: true, stop: "save", keep: false },
+    Kind { running: false, stop: "never", keep: false },
+    Kind { running: true, stop: "destroy", keep: true },
+];
+
+impl Kind {
+    fn arguments(self) -> Vec<&'static str> {
+        let keep: &[&str] = if self.keep { &["--keep-replaced"] } else { &[] };
+        [&["--force", "--stop", self.stop], keep].concat()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    kind: Kind,
+    sequence: usize,
+    after: bool,
+    rollback: bool,
+}
+
+fn records(controller: &Controller) -> Vec<RecordV1> {
+    let Ok(state) = StateDir::at(&controller.state_dir()) else { return Vec::new() };
+    let transactions = state.transactions().unwrap_or_default();
+    let read = transactions.first().map(|txn| journal::read(&state, *txn));
+    read.map_or_else(Vec::new, |read| read.map_or_else(|_| Vec::new(), |snapshot| snapshot.records))
+}
+
+/// A clean replacement's journal.
+fn clean(ground: &Ground, kind: Kind) -> Vec<RecordV1> {
+    ground.put_old(kind.running);
+    let uuid = ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned();
+    let controller = ground.lab.controller();
+    run(&controller, &kind.arguments()).expect(0);
+    ground.assert_replaced(&uuid, kept(kind), &format!("a clean run, {kind:?}"));
+    ground.clear();
+    records(&controller)
+}
+
+fn kept(kind: Kind) -> &'static [&'static str] {
+    if kind.keep {
+        &["/var/lib/libvirt/images/web_clone-0.raw", "/var/lib/libvirt/images/web_clone-1.qcow2"]
+    } else {
+        &[]
+    }
+}
+
+/// Which phase of a transaction a record belongs to.
+fn phase(record: &RecordV1, plan: &journal_format::PlanV1) -> String {
+    let step = match &record.event {
+        EventV1::Started { step } | EventV1::Done { step, .. } => *step,
+        other => return format!("{other:?}").split([' ', '{', '(']).next().unwrap().to_owned(),
+    };
+    let text = match step {
+        StepRef::Forward(index) => format!("{:?}", plan.steps[index as usize]),
+        StepRef::CleanUp(index) => format!("{:?}", plan.clean_up[index as usize]),
+    };
+    text.split([' ', '{']).next().unwrap().to_owned()
+}
+
+/// Phases in which the old VM is touched, or about to be: tried both ways, before and after each event.
+const OF_THE_OLD_VM: [&str; 3] = ["StopOldVm", "RetireOldVm", "RenameClone"];
+
+fn cells(journals: &BTreeMap<Kind, Vec<RecordV1>>) -> Vec<Cell> {
+    let everything = std::env::var("KVM_CLONE_BOUNDARIES").is_ok_and(|wanted| wanted == "all");
+    let mut cells = Vec::new();
+    for (number, (kind, records)) in (0u64..).zip(journals) {
+        let Some(EventV1::Begun { plan }) = records.first().map(|record| &record.event) else { panic!("no plan") };
+        let mut phases: BTreeMap<String, Vec<Cell>> = BTreeMap::new();
+        for (sequence, record) in records.iter().enumerate() {
+            for (after, rollback) in [(false, false), (true, false), (false, true), (true, true)] {
+                let cell = Cell { kind: *kind, sequence, after, rollback };
+                phases.entry(phase(record, plan)).or_default().push(cell);
+            }
+        }
+        for (at, (phase, all)) in (0u64..).zip(phases) {
+            let mut draw = SEED.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(number * 1_000 + at);
+            // Every phase by one kind or another; those of the old VM by all, more than once.
+            let picks = if OF_THE_OLD_VM.contains(&phase.as_str()) { 2 } else { u64::from((at + number) % 4 == 0) };
+            for _ in 0..picks {
+                draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let pick = usize::try_from(draw >> 33).unwrap() % all.len();
+                cells.extend((!everything).then(|| all[pick]));
+            }
+            cells.extend(all.into_iter().filter(|_| everything));
+        }
+    }
+    cells
+}
+
+fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
+    let name = format!("{cell:?}, {:.80}", format!("{:?}", clean[cell.sequence].event));
+    let before = ground.put_old(cell.kind.running);
+    let uuid = ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned();
+    let controller = ground.lab.controller();
+    let crash_at = format!("{}:{}", if cell.after { "after" } else { "before" }, cell.sequence);
+    let finished = run(&controller.clone().env("KVM_CLONE_CRASH_AT", &crash_at), &cell.kind.arguments());
+    assert_eq!(finished.signal(), Some(9), "{name}: the program was to die there: {finished:?}");
+    if cell.sequence == 0 && !cell.after {
+        ground.assert_as(&before, &name);
+        return ground.clear();
+    }
+    let txn = controller.only_txn();
+    let committed = clean.iter().position(|record| record.event == EventV1::Committed).expect("a clean run commits");
+    if cell.rollback && cell.sequence < committed {
+        controller.run(["rollback", &txn]).expect(0);
+        assert_eq!(controller.status(&txn), "rolled_back", "{name}");
+        ground.assert_as(&before, &name);
+    } else {
+        if cell.rollback {
+            controller.run(["rollback", &txn]).expect(5);
+        }
+        controller.run(["resume", &txn]).expect(0);
+        assert_eq!(controller.status(&txn), "committed", "{name}");
+        ground.assert_replaced(&uuid, kept(cell.kind), &name);
+    }
+    ground.clear();
+}
+
+#[test]
+fn at_each_phase_the_old_vm_is_as_before_or_the_clone_is_in_its_place() {
+    let began = Instant::now();
+    let first = Ground::new();
+    let journals: BTreeMap<Kind, Vec<RecordV1>> = KINDS.into_iter().map(|kind| (kind, clean(&first, kind))).collect();
+    let cells = cells(&journals);
+    let count = cells.len();
+    let queue = Mutex::new(cells.into_iter());
+    std::thread::scope(|scope| {
+        let (queue, journals) = (&queue, &journals);
+        let work = move |ground: &Ground| {
+            loop {
+                let next = queue.lock().unwrap().next();
+                let Some(cell) = next else { return };
+                check(ground, cell, &journals[&cell.kind]);
+            }
+        };
+        for _ in 1..LABS {
+            scope.spawn(move || work(&Ground::new()));
+        }
+        work(&first);
+    });
+    println!("replacing: {count} cells, {:.0} s", began.elapsed().as_secs_f64());
+}
+
+/// After `--stop save` a rollback brings the guest back with its memory: QEMU is started to take that in, and does not boot.
+#[test]
+fn a_saved_guest_comes_back_with_its_memory() {
+    let ground = Ground::new();
+    let kind = KINDS[1];
+    let clean = clean(&ground, kind);
+    let committed = clean.iter().position(|record| record.event == EventV1::Committed).unwrap();
+    let before = ground.put_old(true);
+    let controller = ground.lab.controller();
+    let dying = controller.clone().env("KVM_CLONE_CRASH_AT", &format!("after:{}", committed - 1));
+    assert_eq!(run(&dying, &kind.arguments()).signal(), Some(9));
+    assert_eq!(ground.lab.b().state(CLONE).as_deref(), Some("shut off"));
+    controller.run(["rollback", &controller.only_txn()]).expect(0);
+    ground.assert_as(&before, "rolled back after a save");
+    let log = std::fs::read_to_string(ground.lab.b().path(format!("/var/log/libvirt/qemu/{CLONE}.log"))).unwrap();
+    let last = log.rsplit("starting up libvirt").next().unwrap();
+    assert!(last.contains("-incoming"), "it was booted, not restored: {last}");
+    ground.clear();
+}
+
+/// A guest that does not listen is switched off after a minute, and the operator is told.
+#[test]
+fn a_guest_that_does_not_shut_down_is_switched_off() {
+    let ground = Ground::new();
+    ground.put_old(true);
+    let uuid = ground.lab.b().virsh(["domuuid", CLONE]).trim().to_owned();
+    let finished = run(&ground.lab.controller(), &["--force"]).expect(0);
+    assert!(finished.stderr.contains("did not shut down within 60 seconds"), "{}", finished.stderr);
+    ground.assert_replaced(&uuid, &[], "after a guest that does not listen");
+}

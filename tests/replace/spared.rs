@@ -1,0 +1,100 @@
+//! What is never deleted: what another VM reaches through any chain, and any file of the source.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::lab::{Disk, Vm};
+use crate::{CLONE, Ground, SOURCE, run};
+
+const IMAGES: &str = "/var/lib/libvirt/images";
+
+fn overlay(root: &Path, top: &str, base: &str) {
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base])
+        .arg(root.join(top))
+        .arg("1M")
+        .current_dir(root)
+        .status()
+        .unwrap();
+    assert!(made.success());
+}
+
+#[test]
+fn a_base_that_another_vm_reaches_through_a_chain_of_three_stays() {
+    let ground = Ground::new();
+    let b = ground.lab.b();
+    ground.put_old(false);
+    let base = format!("{IMAGES}/web_clone-1.qcow2");
+    let root = b.path(IMAGES);
+    overlay(&root, "middle.qcow2", "web_clone-1.qcow2");
+    overlay(&root, "top.qcow2", "middle.qcow2");
+    let definition = Vm::new("other").definition().replace(
+        "<interface",
+        &format!("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{IMAGES}/top.qcow2'/><target dev='vda' bus='virtio'/></disk><interface"),
+    );
+    b.define_xml(&definition);
+    let hash = b.blake3(&base);
+    let uuid = b.virsh(["domuuid", CLONE]).trim().to_owned();
+
+    let finished = run(&ground.lab.controller(), &["--force"]).expect(0);
+    assert!(
+        finished.stderr.contains(&base) && finished.stderr.contains("the VM other reaches it"),
+        "{}",
+        finished.stderr
+    );
+    assert_eq!(b.blake3(&base), hash);
+    assert!(!b.path(format!("{IMAGES}/web_clone-0.raw")).exists(), "what nobody reaches goes");
+    assert_ne!(b.virsh(["domuuid", CLONE]).trim(), uuid);
+    // The other VM still has its whole chain.
+    b.virsh(["start", "other"]);
+    b.virsh(["destroy", "other"]);
+}
+
+#[test]
+fn an_overlay_that_appears_meanwhile_keeps_its_base() {
+    let ground = Ground::new();
+    let b = ground.lab.b();
+    ground.put_old(false);
+    let base = format!("{IMAGES}/web_clone-1.qcow2");
+    let controller = ground.lab.controller();
+    // A look at the plan: it would be deleted. Then a volume of a pool is made on it, by nobody's definition.
+    let plan = run(&controller, &["--force", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(plan["plan"]["replaces"]["deleted"][1], base.as_str(), "{plan}");
+    let committing = controller.clone().env("KVM_CLONE_CRASH_AT", "after:4");
+    assert_eq!(run(&committing, &["--force"]).signal(), Some(9));
+    overlay(&b.path(IMAGES), "late.qcow2", "web_clone-1.qcow2");
+    let hash = b.blake3(&base);
+    let finished = controller.run(["resume", &controller.only_txn()]).expect(0);
+    assert!(finished.stderr.contains(&base) && finished.stderr.contains("late.qcow2"), "{}", finished.stderr);
+    assert_eq!(b.blake3(&base), hash);
+}
+
+#[test]
+fn on_the_sources_own_host_no_file_of_the_source_is_touched() {
+    let ground = Ground::new();
+    let a = ground.lab.a();
+    // An old VM of the clone's name that names the source's own disk beside one of its own.
+    let old = Vm::new(CLONE).disk(Disk::raw(1 << 20).seed(31));
+    a.define(&old);
+    let own = old.disks()[0].path().to_owned();
+    let theirs = ground.source.disks()[0].path().to_owned();
+    let with_theirs = a.virsh(["dumpxml", "--inactive", CLONE]).replace(
+        "<interface",
+        &format!("<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{theirs}'/><target dev='vdb' bus='virtio'/></disk><interface"),
+    );
+    a.define_xml(&with_theirs);
+    let stat = |path: &str| std::fs::metadata(a.path(path)).unwrap().modified().unwrap();
+    let before: Vec<_> = ground.source.disks().iter().map(|disk| (stat(disk.path()), a.blake3(disk.path()))).collect();
+    let controller = ground.lab.controller();
+    let finished = controller.run(["run", "a", "a", SOURCE, "--chunk-size", "64K", "--force"]).expect(0);
+    assert!(
+        finished.stderr.contains(&theirs) && finished.stderr.contains("the VM web reaches it"),
+        "{}",
+        finished.stderr
+    );
+    let after: Vec<_> = ground.source.disks().iter().map(|disk| (stat(disk.path()), a.blake3(disk.path()))).collect();
+    assert_eq!(before, after);
+    assert!(!a.path(&own).exists(), "its own disk goes");
+    a.virsh(["start", SOURCE]);
+    a.virsh(["destroy", SOURCE]);
+}
