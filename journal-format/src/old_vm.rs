@@ -116,6 +116,11 @@ pub enum OldVmRecordV1 {
         /// The definitions of its snapshots.
         snapshots: Vec<String>,
     },
+    /// Before the clone gets the name: a power cut can tear the renaming, and leave neither name.
+    Renaming {
+        /// The clone's definition, with its mark.
+        definition: String,
+    },
 }
 
 /// Why a record of the old VM says nothing.

@@ -113,10 +113,19 @@ fn started_past(context: &mut Context) -> Result<(), Failure> {
 fn committed_past(context: &mut Context) -> Result<(), Failure> {
     record_transfers(context)?;
     let finished = steps::clean_up_step(CleanUpStepV1::FinishDomain).probe(context)?;
+    let plan = context.plan.clone();
+    if !matches!(finished, Probe::Ours(OutcomeV1::Nothing)) {
+        // A power cut may have torn a renaming, and left neither name.
+        for (index, planned) in (0u32..).zip(&plan.clean_up) {
+            if matches!(planned, CleanUpStepV1::RetireOldVm | CleanUpStepV1::RenameClone) {
+                let started = EventV1::Started { step: StepRef::CleanUp(index) };
+                context.recorder.append(context.world.now(), started)?;
+            }
+        }
+    }
     if !matches!(finished, Probe::Ours(_)) || is_untouched(context)? {
         return Ok(());
     }
-    let plan = context.plan.clone();
     for (index, planned) in (0u32..).zip(&plan.clean_up) {
         if !matches!(planned, CleanUpStepV1::SetAutostart | CleanUpStepV1::StartDomain) {
             continue;

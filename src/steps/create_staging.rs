@@ -26,8 +26,8 @@ impl Step for CreateStaging {
         let last = context.history_of(StepV1::CreateStaging { directory: self.directory }).map(|step| step.last);
         let begun = last.is_some_and(|last| last != Last::None);
         let Some(staging) = host.stat(&dir.staging)? else {
-            // The shared parent alone may be what an apply or undo of ours, broken off, left. It is nobody's: it goes if empty.
-            return Ok(if begun && is_parent_unused(host.as_ref(), dir)? { Probe::Partial } else { Probe::Absent });
+            // The shared parent alone is nobody's: whoever undoes or cleans up last removes it.
+            return Ok(Probe::Absent);
         };
         Ok(match host.read(&nonce_path(dir), NONCE_BYTES_MAX)? {
             Some(nonce) if nonce == dir.nonce => Probe::Ours(OutcomeV1::Made { inode: staging.inode }),

@@ -3,7 +3,7 @@
 use journal_format::{FailureClassV1, Inode, OutcomeV1, StepV1};
 
 use super::publish_image::PublishImage;
-use super::{Applied, Context, Probe, Step};
+use super::{Applied, Context, Probe, Step, rename_clone};
 use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
 use crate::failure::Failure;
@@ -202,10 +202,15 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
     })
 }
 
-/// What the mark of a clone that is there says of its images' transfers: the inverse of `mark`. Empty without a clone of ours.
+/// What the mark of a clone that is there, or whose renaming was torn, says of its images' transfers: the inverse of `mark`.
+/// Empty without a clone of ours.
 pub fn transfers_of_mark(context: &Context) -> Result<Vec<(StepV1, OutcomeV1)>, Failure> {
     let domain = context.destination.domain(context.plan.clone_uuid)?.filter(|domain| is_ours(context, domain));
-    let Some(mark) = domain.and_then(|domain| CloneMark::read(&domain.definition).ok().flatten()) else {
+    let definition = match domain {
+        Some(domain) => Some(domain.definition),
+        None => rename_clone::definition_before(context)?,
+    };
+    let Some(mark) = definition.and_then(|definition| CloneMark::read(&definition).ok().flatten()) else {
         return Ok(Vec::new());
     };
     let mut transfers = Vec::new();

@@ -28,6 +28,7 @@ pub(super) enum Kept {
     Stopping,
     Stopped,
     Retiring,
+    Renaming,
 }
 
 impl Kept {
@@ -36,6 +37,7 @@ impl Kept {
             Self::Stopping => "old-vm-stopping",
             Self::Stopped => "old-vm-stopped",
             Self::Retiring => "old-vm-retiring",
+            Self::Renaming => "old-vm-renaming",
         };
         format!("{}/{name}", context.record.directory)
     }

@@ -1,11 +1,11 @@
 //! The clone gets its own name, which the old VM had. libvirt writes the new file before it removes the old one: torn, both are
 //! there, and the stale one would come back at a later start of the daemon.
 
-use journal_format::{CleanUpStepV1, OutcomeV1};
+use journal_format::{CleanUpStepV1, OldVmRecordV1, OutcomeV1};
 
-use super::define_domain::{LIBVIRT_DEFINITIONS, definition};
+use super::define_domain::LIBVIRT_DEFINITIONS;
 use super::finish_domain::{GONE, our_clone};
-use super::old_vm::{is_stale, missing_image, named, remove_stale, replaced};
+use super::old_vm::{Kept, is_stale, missing_image, named, remove_stale, replaced};
 use super::{CleanUpStep, Context, Probe};
 use crate::failure::Failure;
 use crate::world::{DomainState, FaultKind};
@@ -19,7 +19,9 @@ impl CleanUpStep for RenameClone {
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let (old, host, name) = (replaced(&context.plan)?, &context.destination, &context.plan.request.new_name);
-        let Some(clone) = our_clone(context)? else { return Ok(if is_torn(context)? { Probe::Partial } else { GONE }) };
+        let Some(clone) = our_clone(context)? else {
+            return Ok(if torn(context)?.is_some() { Probe::Partial } else { GONE });
+        };
         let stale = |name: &str| is_stale(host.as_ref(), name, context.plan.clone_uuid);
         if clone.brief.name == *name {
             return Ok(if stale(&old.clone_name)? { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) });
@@ -44,8 +46,10 @@ impl CleanUpStep for RenameClone {
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let plan = context.plan.clone();
         let (old, host, name) = (replaced(&plan)?, context.destination.clone(), &plan.request.new_name);
-        if is_torn(context)? {
-            host.define(&named(&definition(context)?, name)?)?;
+        if let Some(definition) = torn(context)? {
+            host.define(&named(&definition, name)?)?;
+        } else if let Some(clone) = our_clone(context)?.filter(|clone| clone.brief.name == old.clone_name) {
+            Kept::Renaming.write(context, &OldVmRecordV1::Renaming { definition: clone.definition })?;
         }
         match host.rename_domain(plan.clone_uuid, name) {
             Err(fault) if matches!(fault.kind, FaultKind::Refused | FaultKind::AlreadyExists) => {
@@ -69,9 +73,21 @@ impl CleanUpStep for RenameClone {
     }
 }
 
-/// Neither name of the clone is left, though its images are: a power cut tore the renaming.
-fn is_torn(context: &Context) -> Result<bool, Failure> {
-    Ok(context.is_under_way(CleanUpStepV1::RenameClone)
-        && context.destination.domain(context.plan.clone_uuid)?.is_none()
-        && missing_image(context)?.is_none())
+/// The clone's definition, if a power cut tore the renaming and left neither name, though the images are there.
+fn torn(context: &Context) -> Result<Option<String>, Failure> {
+    if !context.is_under_way(CleanUpStepV1::RenameClone)
+        || context.destination.domain(context.plan.clone_uuid)?.is_some()
+        || missing_image(context)?.is_some()
+    {
+        return Ok(None);
+    }
+    definition_before(context)
+}
+
+/// The clone's definition before it got its name, once that was begun.
+pub(super) fn definition_before(context: &Context) -> Result<Option<String>, Failure> {
+    Ok(match Kept::Renaming.read(context)? {
+        Some(OldVmRecordV1::Renaming { definition }) => Some(definition),
+        _ => None,
+    })
 }

@@ -77,7 +77,11 @@ pub fn end_from_record(history: &mut History) -> Result<(), String> {
 fn judge(history: &mut History, ending: Option<Ending>) -> Result<(), String> {
     let marked = |history: &History| history.scene.world.with(|core| history.oracle.borrow().is_marked(core));
     match &ending {
-        Some(Ending::Committed { warnings }) if marked(history) && warnings.is_empty() => {
+        Some(Ending::Committed { warnings })
+            if marked(history) && (warnings.is_empty() || history.scene.plan.replaced.is_some()) =>
+        {
+            // Whether the source's host sees the files of a replaced VM is known to nobody any more: they may stay.
+            history.oracle.borrow_mut().may_be_left = !warnings.is_empty();
             // The record stays with its mark. A second time changes nothing, and then it is forgotten, or seen.
             history.scene.world.with(|core| {
                 let oracle = history.oracle.borrow();

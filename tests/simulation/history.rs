@@ -167,18 +167,19 @@ impl History {
         });
     }
 
-    /// Somebody follows the advice of a suspended clean-up: shuts the clone off, and frees its name.
+    /// Somebody follows the advice of a suspended clean-up: shuts clone and old VM off, and frees the clone's name.
     fn free_the_name(&mut self) {
         let (clone, name) = (self.scene.plan.clone_uuid, self.scene.plan.request.new_name.clone());
-        if self.scene.plan.replaced.is_none() {
-            return;
-        }
+        let Some(old) = self.scene.plan.replaced.as_ref().map(|old| old.uuid) else { return };
         let oracle = Rc::clone(&self.oracle);
         self.scene.world.with(|core| {
             let machine = core.machine_mut(Side::Destination);
             if machine.libvirt.domains.get(&clone).is_some_and(|domain| domain.active && domain.definition.name != name)
             {
                 machine.destroy(clone);
+            }
+            if machine.libvirt.domains.get(&old).is_some_and(|domain| domain.active && domain.definition.name == name) {
+                machine.destroy(old);
             }
             if machine.libvirt.undefine(&mut machine.files, STRANGER).is_ok() {
                 machine.files.sync(DEFINITIONS).unwrap();

@@ -142,7 +142,8 @@ impl Oracle {
         if !old.keep && now.boots == self.boots && !self.old_touched {
             return Err("the old VM was to go, and is there".to_owned());
         }
-        if kept.active || kept.definition.name != old.kept_name {
+        // A person may start it.
+        if (kept.active && !self.old_touched) || kept.definition.name != old.kept_name {
             return Err(format!("the old VM is kept as {}, running: {}", kept.definition.name, kept.active));
         }
         let named =

@@ -188,7 +188,8 @@ fn an_old_vm_whose_clone_is_not_whole_any_more_is_kept() {
         files.unlink(&image, inode).unwrap();
     });
     let ending = history.settle(AttemptPurpose::Resume);
-    let Some(Ending::Committed { warnings }) = &ending else { panic!("{ending:?}") };
+    let Some(Ending::CloneGone { missing, warnings, .. }) = &ending else { panic!("{ending:?}") };
+    assert_eq!(missing, &[image.clone()]);
     assert!(warnings.iter().any(|warning| warning.contains(&image) && warning.contains("is kept")), "{warnings:?}");
     history.scene.world.with(|core| {
         let machine = core.machine(Side::Destination);
@@ -206,9 +207,13 @@ fn without_its_controller_a_replacement_ends_one_way_or_the_other() {
     for old in [kinds()[0], kinds()[2], kinds()[5]] {
         let mut clean = History::new(shape(old), SEED);
         let operations = clean.live(AttemptPurpose::Run, FaultPlan::none()).1.operations();
-        for operation in (0..operations).step_by(3) {
+        for operation in 0..operations {
             let mut history = History::new(shape(old), SEED);
             history.live(AttemptPurpose::Run, FaultPlan::at(operation, Fault::Crash, Effect::First));
+            // A renaming can be torn (first seen with seed 19696 of the random histories).
+            if operation % 3 > 0 {
+                history.cut_power(Side::Destination, Survival::Subset(operation));
+            }
             let mut ending = Some(Ending::RolledBack { failure: None });
             for _ in 0..4 {
                 match history.recover_from(false, FaultPlan::none()) {

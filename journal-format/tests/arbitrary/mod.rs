@@ -192,6 +192,7 @@ pub fn old_vm_record() -> impl Strategy<Value = OldVmRecordV1> {
         (text(), any::<(bool, bool)>(), vec(text(), 0..3)).prop_map(|(definition, (autostart, kept), snapshots)| {
             OldVmRecordV1::Retiring { definition, autostart, kept, snapshots }
         }),
+        text().prop_map(|definition| OldVmRecordV1::Renaming { definition }),
     ]
 }
 

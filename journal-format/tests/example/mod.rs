@@ -111,7 +111,7 @@ pub fn replaced(stop: StopModeV1) -> ReplacedV1 {
 }
 
 /// One of each record of the old VM, by the name of its golden file.
-pub fn old_vm_records() -> [(&'static str, OldVmRecordV1); 3] {
+pub fn old_vm_records() -> [(&'static str, OldVmRecordV1); 4] {
     [
         ("stopping", OldVmRecordV1::Stopping { was_running: true }),
         ("stopped", OldVmRecordV1::Stopped { stamps: vec![Some(file_stamp()), None] }),
@@ -124,6 +124,7 @@ pub fn old_vm_records() -> [(&'static str, OldVmRecordV1); 3] {
                 snapshots: vec!["<domainsnapshot><name>s1</name></domainsnapshot>".into()],
             },
         ),
+        ("renaming", OldVmRecordV1::Renaming { definition: "<domain type='kvm'><name>new</name></domain>".into() }),
     ]
 }
 
