@@ -87,11 +87,9 @@ fn is_ready(context: &Context, step: CleanUpStepV1) -> bool {
         CleanUpStepV1::RenameClone => context.is_cleaned_up(CleanUpStepV1::RetireOldVm),
         CleanUpStepV1::FinishDomain | CleanUpStepV1::SetAutostart | CleanUpStepV1::StartDomain => named,
         CleanUpStepV1::DeleteOldFile { .. } => named && context.is_cleaned_up(CleanUpStepV1::FinishDomain),
-        CleanUpStepV1::ReleaseClaim => has_its_end(context),
-        CleanUpStepV1::RetireOldVm
-        | CleanUpStepV1::RemoveStaging { .. }
-        | CleanUpStepV1::RefreshPool { .. }
-        | CleanUpStepV1::RemoveRecord => true,
+        // The staging names show whoever knows nothing else that nobody used the clone yet.
+        CleanUpStepV1::ReleaseClaim | CleanUpStepV1::RemoveStaging { .. } => has_its_end(context),
+        CleanUpStepV1::RetireOldVm | CleanUpStepV1::RefreshPool { .. } | CleanUpStepV1::RemoveRecord => true,
     }
 }
 

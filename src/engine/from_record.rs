@@ -108,36 +108,33 @@ fn started_past(context: &mut Context) -> Result<(), Failure> {
     record_transfers(context)
 }
 
-/// The clone is whole. What follows its finishing (autostart, start) touches what is a person's since: it is done unless
-/// something shows that it was, or that somebody used the clone.
+/// The clone is whole, and every step of the clean-up up to its finishing may have been begun: what libvirt was told may land
+/// yet, or have been torn. What follows (autostart, start) touches what is a person's since: it is done unless something
+/// shows that it was, or that somebody used the clone.
 fn committed_past(context: &mut Context) -> Result<(), Failure> {
     record_transfers(context)?;
     let finished = steps::clean_up_step(CleanUpStepV1::FinishDomain).probe(context)?;
+    let has_its_name = matches!(finished, Probe::Ours(OutcomeV1::Nothing));
+    let is_used = matches!(finished, Probe::Ours(_)) && !is_untouched(context)?;
     let plan = context.plan.clone();
-    if !matches!(finished, Probe::Ours(OutcomeV1::Nothing)) {
-        // A power cut may have torn a renaming, and left neither name.
-        for (index, planned) in (0u32..).zip(&plan.clean_up) {
-            if matches!(planned, CleanUpStepV1::RetireOldVm | CleanUpStepV1::RenameClone) {
-                let started = EventV1::Started { step: StepRef::CleanUp(index) };
-                context.recorder.append(context.world.now(), started)?;
-            }
-        }
-    }
-    if !matches!(finished, Probe::Ours(_)) || is_untouched(context)? {
-        return Ok(());
-    }
     for (index, planned) in (0u32..).zip(&plan.clean_up) {
-        if !matches!(planned, CleanUpStepV1::SetAutostart | CleanUpStepV1::StartDomain) {
+        let step = steps::clean_up_step(*planned);
+        let place = StepRef::CleanUp(index);
+        let is_later = matches!(planned, CleanUpStepV1::SetAutostart | CleanUpStepV1::StartDomain);
+        let is_over = has_its_name && matches!(planned, CleanUpStepV1::RetireOldVm | CleanUpStepV1::RenameClone);
+        if step.lands_late() && !is_over && !(is_later && is_used) {
+            context.recorder.append(context.world.now(), EventV1::Started { step: place })?;
+        }
+        if !(is_later && is_used) {
             continue;
         }
-        let step = steps::clean_up_step(*planned);
         if !matches!(step.probe(context)?, Probe::Ours(_)) {
             let expected = step.expected(context);
             let warning =
                 format!("expected {expected}, which is not so; it is left alone, as a person may have changed it");
             context.recorder.observer.warning(&warning);
         }
-        let done = EventV1::Done { step: StepRef::CleanUp(index), outcome: OutcomeV1::AlreadySo };
+        let done = EventV1::Done { step: place, outcome: OutcomeV1::AlreadySo };
         context.recorder.append(context.world.now(), done)?;
     }
     Ok(())

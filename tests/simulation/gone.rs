@@ -35,7 +35,10 @@ fn recover(history: &mut History, forget: bool) -> Option<Ending> {
                 looked_again = true;
                 history.cut_power(Side::Destination, Survival::Nothing);
             }
-            Some((Life::Ended(Ending::Suspended(_)), _)) => history.pause(),
+            Some((Life::Ended(Ending::Suspended(_)), _)) => {
+                history.pause();
+                history.free_the_name();
+            }
             Some((Life::Ended(ending), _)) => return Some(ending),
             Some((Life::Crashed, _)) => unreachable!("nothing goes wrong in this life"),
         }

@@ -168,7 +168,7 @@ impl History {
     }
 
     /// Somebody follows the advice of a suspended clean-up: shuts clone and old VM off, and frees the clone's name.
-    fn free_the_name(&mut self) {
+    pub fn free_the_name(&mut self) {
         let (clone, name) = (self.scene.plan.clone_uuid, self.scene.plan.request.new_name.clone());
         let Some(old) = self.scene.plan.replaced.as_ref().map(|old| old.uuid) else { return };
         let oracle = Rc::clone(&self.oracle);
@@ -181,7 +181,8 @@ impl History {
             if machine.libvirt.domains.get(&old).is_some_and(|domain| domain.active && domain.definition.name == name) {
                 machine.destroy(old);
             }
-            if machine.libvirt.undefine(&mut machine.files, STRANGER).is_ok() {
+            if machine.libvirt.domains.contains_key(&STRANGER) {
+                machine.libvirt.undefine(&mut machine.files, STRANGER).unwrap();
                 machine.files.sync(DEFINITIONS).unwrap();
                 let changed = Changed { paths: vec![format!("{DEFINITIONS}/{name}.xml")], domains: vec![name] };
                 oracle.borrow_mut().accept(core, Side::Destination, &changed);

@@ -148,7 +148,7 @@ impl Oracle {
         }
         let named =
             |text: &str| text.replace(&format!("<name>{}</name>", old.kept_name), &format!("<name>{name}</name>"));
-        if before.domains.get(name).is_none_or(|(text, _)| named(&kept.definition.text) != *text) {
+        if self.old_definition.as_ref().is_none_or(|text| named(&kept.definition.text) != *text) {
             return Err("the old VM is kept, but not as it was".to_owned());
         }
         match old.files.iter().find(|file| !there(&file.path)) {

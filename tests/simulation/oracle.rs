@@ -97,6 +97,8 @@ pub struct Oracle {
     pub reached: BTreeSet<String>,
     /// Files of the old VM may be left: nobody knows whether the source's host sees them.
     pub may_be_left: bool,
+    /// The old VM's definition, which a stranger may have changed.
+    pub old_definition: Option<String>,
     /// How often the destination had been booted at the beginning.
     pub boots: u64,
     /// The clone is being renamed: a power cut may tear that.
@@ -109,6 +111,7 @@ impl Oracle {
             .world
             .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
         let boots = before[1].boots;
+        let old_definition = before[1].domains.get(&scene.plan.request.new_name).map(|(text, _)| text.clone());
         let versions = scene
             .plan
             .images
@@ -129,6 +132,7 @@ impl Oracle {
             old_touched: false,
             reached: BTreeSet::new(),
             may_be_left: false,
+            old_definition,
             boots,
             renaming: Cell::new(false),
         }
@@ -170,6 +174,7 @@ impl Oracle {
         self.before[1].accept(&now, &Changed { paths: vec![path.to_owned()], domains: vec![name.to_owned()] });
         if let Some(domain) = self.before[1].domains.get_mut(name) {
             domain.1 = memory;
+            self.old_definition = Some(domain.0.clone());
         }
     }
 
