@@ -1,7 +1,7 @@
 //! Which files the domains and pools of a host reach, through backing chains and data files: what somebody reaches is never
 //! deleted. Only looks. What cannot be read counts as reaching everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{DomainUuid, Inode};
 
@@ -32,12 +32,20 @@ pub struct Reached<'h> {
     unreadable: Option<String>,
 }
 
+/// A VM that will not be there any more, and its files: they reach nothing.
+pub struct Leaving {
+    /// Which one.
+    pub vm: DomainUuid,
+    /// Real paths.
+    pub files: BTreeSet<String>,
+}
+
 impl<'h> Reached<'h> {
-    /// Looks at all domains but `except`, and at all pools.
-    pub fn on(host: &'h dyn Host, except: Option<DomainUuid>) -> Result<Self, Fault> {
+    /// Looks at all domains and all pools, but for who is leaving.
+    pub fn on(host: &'h dyn Host, leaving: Option<&Leaving>) -> Result<Self, Fault> {
         let mut reached = Self { host, files: BTreeMap::new(), definitions: Vec::new(), unreadable: None };
         let pools = host.pools()?;
-        for brief in host.domains()?.into_iter().filter(|brief| Some(brief.uuid) != except) {
+        for brief in host.domains()?.into_iter().filter(|brief| leaving.is_none_or(|one| brief.uuid != one.vm)) {
             let Some(facts) = host.domain(brief.uuid)? else { continue };
             let who = format!("the VM {}", brief.name);
             for definition in std::iter::once(facts.definition).chain(host.live_definition(brief.uuid)?) {
@@ -45,7 +53,7 @@ impl<'h> Reached<'h> {
             }
         }
         for pool in &pools {
-            reached.add_pool(pool)?;
+            reached.add_pool(pool, leaving)?;
         }
         Ok(reached)
     }
@@ -87,7 +95,7 @@ impl<'h> Reached<'h> {
     }
 
     /// A pool's volumes reach what is below them. That a file lies in a pool's directory does not make it used.
-    fn add_pool(&mut self, pool: &PoolFacts) -> Result<(), Fault> {
+    fn add_pool(&mut self, pool: &PoolFacts, leaving: Option<&Leaving>) -> Result<(), Fault> {
         let Some(directory) = pool.path.as_ref().filter(|_| ["dir", "fs", "netfs"].contains(&pool.kind.as_str()))
         else {
             return Ok(());
@@ -106,6 +114,11 @@ impl<'h> Reached<'h> {
         }
         for name in names {
             let path = format!("{directory}/{name}");
+            if let Some(leaving) = leaving
+                && self.host.resolve(&path)?.is_some_and(|path| leaving.files.contains(&path))
+            {
+                continue;
+            }
             let who = format!("the volume {path}");
             if let Some(below) = self.below(&who, &path)? {
                 for path in below {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::EncodeError;
 use crate::identity::{DomainUuid, Inode};
+use crate::plan::ImageRoleV1;
 use crate::wire;
 
 /// First bytes of a record of the old VM.
@@ -54,14 +55,12 @@ pub enum StopModeV1 {
 /// A file of the old VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OldFileV1 {
-    /// What of it: a disk's target name, `nvram` or `tpm`.
-    pub role: String,
+    /// What of it.
+    pub role: ImageRoleV1,
     /// Its real path, behind all symlinks.
     pub path: String,
     /// What it looked like when it was planned.
     pub stamp: FileStampV1,
-    /// It is a disk's image: QEMU's image locks keep it still.
-    pub is_image: bool,
     /// What becomes of it after the commit.
     pub fate: OldFileFateV1,
 }

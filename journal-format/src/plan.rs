@@ -176,6 +176,13 @@ pub enum ImageRoleV1 {
     },
 }
 
+impl ImageRoleV1 {
+    /// QEMU locks such a file while a guest uses it.
+    pub const fn is_locked_by_qemu(&self) -> bool {
+        matches!(self, Self::Disk { .. } | Self::Layer { .. } | Self::Medium { .. })
+    }
+}
+
 impl fmt::Display for ImageRoleV1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{
-    AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageV1, OldFileFateV1, PlanV1, ReopenCauseV1,
-    ReplacedV1, SourceStampV1, StepV1,
+    AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageRoleV1, ImageV1, OldFileFateV1, PlanV1,
+    ReopenCauseV1, ReplacedV1, SourceStampV1, StepV1,
 };
 
 use super::reopen;
@@ -161,7 +161,7 @@ fn allowed_of_old_vm(plan: &PlanV1, old: &ReplacedV1) -> Vec<String> {
     }
     for file in old.files.iter().filter(|file| matches!(file.fate, OldFileFateV1::Deleted { .. })) {
         paths.push(file.path.clone());
-        if file.role == "tpm" {
+        if file.role == ImageRoleV1::Tpm {
             paths.extend(steps::tpm_directories(&file.path));
         }
     }

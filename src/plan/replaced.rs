@@ -27,13 +27,7 @@ pub(super) fn replaced(
             Some(why) => OldFileFateV1::Left { why },
             None => OldFileFateV1::Deleted { directory: nonce_directory(file, txn, directories, circumstances) },
         };
-        files.push(OldFileV1 {
-            role: file.role.clone(),
-            path: file.path.clone(),
-            stamp: file.stamp,
-            is_image: file.is_image,
-            fate,
-        });
+        files.push(OldFileV1 { role: file.role.clone(), path: file.path.clone(), stamp: file.stamp, fate });
     }
     let staging = directories.first().map_or_else(|| format!("{HOST_ROOT}/{txn}"), |first| first.staging.clone());
     Some(ReplacedV1 {

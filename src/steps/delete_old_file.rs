@@ -1,7 +1,7 @@
 //! One file of the old VM is deleted, once the clone has its name. Never one that anything else reaches, that the source's host
 //! sees, that somebody wrote to since, or of an old VM that this transaction did not undefine itself.
 
-use journal_format::{OldFileFateV1, OldFileV1, OldVmRecordV1, OutcomeV1, StepV1};
+use journal_format::{ImageRoleV1, OldFileFateV1, OldFileV1, OldVmRecordV1, OutcomeV1, StepV1};
 
 use super::host_record::parent_of;
 use super::old_vm::{Kept, missing_of_clone, replaced, stamps_when_stopped};
@@ -38,11 +38,11 @@ impl CleanUpStep for DeleteOldFile {
 
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let (host, file) = (context.destination.clone(), self.file(context)?);
-        if file.is_image {
+        if file.role.is_locked_by_qemu() {
             host.unlock_image(&file.path)?;
         }
         host.unlink(&file.path, file.stamp.inode)?;
-        if file.role == "tpm" {
+        if file.role == ImageRoleV1::Tpm {
             for directory in tpm_directories(&file.path) {
                 match host.remove_dir(&directory) {
                     Err(fault) if fault.kind == FaultKind::NotEmpty => break,

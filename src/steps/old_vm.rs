@@ -124,7 +124,7 @@ pub(super) fn stamps_when_stopped(context: &Context) -> Result<Option<Vec<Option
 
 /// Takes the image locks on its disks: `false` when somebody writes to one of them.
 pub(super) fn lock_images(context: &Context, old: &ReplacedV1) -> Result<bool, Failure> {
-    for file in old.files.iter().filter(|file| file.is_image) {
+    for file in old.files.iter().filter(|file| file.role.is_locked_by_qemu()) {
         match context.destination.lock_image(&file.path) {
             Err(fault) if fault.kind == FaultKind::InUse => return Ok(false),
             // Gone: then there is nothing to keep still.
@@ -137,7 +137,7 @@ pub(super) fn lock_images(context: &Context, old: &ReplacedV1) -> Result<bool, F
 
 /// Lets go of them.
 pub(super) fn unlock_images(context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
-    for file in old.files.iter().filter(|file| file.is_image) {
+    for file in old.files.iter().filter(|file| file.role.is_locked_by_qemu()) {
         context.destination.unlock_image(&file.path)?;
     }
     Ok(())

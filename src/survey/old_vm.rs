@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 
 use journal_format::{FileStampV1, ImageRoleV1};
 
+use super::accounts::Accounts;
 use super::destination::directory;
 use super::firmware::root_of;
+use super::source::disk_images;
 use super::{DirectoryFacts, SourceFile, SourceSurvey};
 use crate::domain::metadata::{CloneMark, DiskMark, MarkState};
 use crate::domain::{Definition, DiskDevice, DiskSource, DomainError, ImageMark, places};
-use crate::reach::Reached;
+use crate::reach::{Leaving, Reached};
 use crate::request::{Occupied, Request};
 use crate::steps::host_record::parent_of;
 use crate::world::{DomainFacts, DomainState, Fault, FileKind, Host};
@@ -33,17 +35,15 @@ pub struct OldVm {
 /// A file of the old VM.
 #[derive(Debug, Clone)]
 pub struct OldFile {
-    /// A disk's target name, `nvram` or `tpm`.
-    pub role: String,
+    /// What of it.
+    pub role: ImageRoleV1,
     /// Its real path.
     pub path: String,
     /// What it looks like.
     pub stamp: FileStampV1,
-    /// It is a disk's image.
-    pub is_image: bool,
     /// The directory beside or above it that takes a nonce.
     pub directory: Option<DirectoryFacts>,
-    /// Who reaches it besides, in words.
+    /// Who reaches it besides, or may, in words.
     pub reached: Option<String>,
 }
 
@@ -60,57 +60,101 @@ pub(super) fn survey(
     let Some(vm) = host.domain_named(name)? else { return Ok(None) };
     let mark = CloneMark::read(&vm.definition).ok().flatten().filter(|mark| mark.clone_uuid == vm.brief.uuid);
     let definition = Definition::parse(&vm.definition);
-    let files = definition.as_ref().map_or_else(|_| Ok(Vec::new()), |definition| files(host, &vm, definition))?;
+    let images = match &definition {
+        Ok(definition) => disk_images(host, &Accounts::read(host)?, definition)?,
+        Err(_) => Vec::new(),
+    };
+    let files = match &definition {
+        Ok(definition) => files(host, &vm, definition, &images, mark.as_ref())?,
+        Err(_) => Vec::new(),
+    };
     let changed = match (request.occupied, &definition) {
-        (Occupied::ReplaceIfChanged, Ok(definition)) => changed(host, source, &vm, definition, mark.as_ref())?,
+        (Occupied::ReplaceIfChanged, Ok(definition)) => {
+            changed(host, source, &vm, (definition, &images), mark.as_ref())?
+        }
         (Occupied::ReplaceIfChanged, Err(error)) => Some(error.to_string()),
         (Occupied::Refuse | Occupied::Replace, _) => None,
     };
     Ok(Some(OldVm { vm, definition, files, mark, changed }))
 }
 
-/// Its writable, unshared disk images, its firmware variables and the state of its TPM.
-fn files(host: &dyn Host, vm: &DomainFacts, definition: &Definition) -> Result<Vec<OldFile>, Fault> {
-    let mut named: Vec<(String, String, bool)> = Vec::new();
+/// Its writable, unshared disk images and what lies below them, its firmware variables and the state of its TPM.
+fn files(
+    host: &dyn Host,
+    vm: &DomainFacts,
+    definition: &Definition,
+    images: &[SourceFile],
+    mark: Option<&CloneMark>,
+) -> Result<Vec<OldFile>, Fault> {
+    let mut named: Vec<(ImageRoleV1, String)> = Vec::new();
     for disk in &definition.disks {
         if let (DiskDevice::Disk, DiskSource::File(path)) = (&disk.device, &disk.source)
             && !disk.readonly
             && !disk.shareable
         {
-            named.push((disk.target.clone(), path.clone(), true));
+            let role = ImageRoleV1::Disk { target: disk.target.clone() };
+            let below = images.iter().filter(|file| is_below(&file.role, &role));
+            let below: Vec<_> = below.map(|file| (file.role.clone(), file.path.clone())).collect();
+            named.push((role, path.clone()));
+            named.extend(below);
         }
     }
-    named.extend(definition.variables_path().map(|path| ("nvram".to_owned(), path, false)));
+    named.extend(definition.variables_path().map(|path| (ImageRoleV1::Nvram, path)));
     if let Some(version) = definition.tpm {
         let [_, inner] = places::tpm_directories(places::TPM_STATES, definition.uuid, version);
         for name in host.list(&inner)?.unwrap_or_default() {
-            named.push(("tpm".to_owned(), format!("{inner}/{name}"), false));
+            named.push((ImageRoleV1::Tpm, format!("{inner}/{name}")));
         }
     }
     if named.is_empty() {
         return Ok(Vec::new());
     }
-    let reached = Reached::on(host, Some(vm.brief.uuid))?;
-    let mut files = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (role, path, is_image) in named {
+    let mut found = Vec::new();
+    let mut leaving = Leaving { vm: vm.brief.uuid, files: BTreeSet::new() };
+    for (role, path) in named {
         let Some(path) = host.resolve(&path)? else { continue };
         let Some(stat) = host.stat(&path)?.filter(|stat| stat.kind == FileKind::File) else { continue };
-        if !seen.insert(path.clone()) {
-            continue;
+        if leaving.files.insert(path.clone()) {
+            found.push((role, path, stat));
         }
+    }
+    let reached = Reached::on(host, Some(&leaving))?;
+    let mut files: Vec<OldFile> = Vec::new();
+    for (role, path, stat) in found {
         // A TPM's own directories go with it: the nonce lies above them.
-        let beside = if role == "tpm" { places::TPM_STATES } else { parent_of(&path) };
+        let beside = if role == ImageRoleV1::Tpm { places::TPM_STATES } else { parent_of(&path) };
+        let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
+        let stays = files.iter().find(|file| file.reached.is_some() && is_below(&role, &file.role));
+        let stays = stays.map(|file| format!("{} stands on it", file.path));
+        // What lies below may be what new VMs are made from. Only one that came with a clone is that clone's own.
+        let template = (matches!(role, ImageRoleV1::Layer { .. }) && !came_with(mark, &role, stamp))
+            .then(|| "it lies below the VM's own image, and may be a template of others".to_owned());
         files.push(OldFile {
             directory: directory(host, beside)?,
-            reached: reached.by(&path)?,
-            stamp: FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns },
+            reached: reached.by(&path)?.or(stays).or(template),
+            stamp,
             role,
             path,
-            is_image,
         });
     }
     Ok(files)
+}
+
+/// Was it copied when that clone was made, and not written to since?
+fn came_with(mark: Option<&CloneMark>, role: &ImageRoleV1, stamp: FileStampV1) -> bool {
+    let role = role.to_string();
+    let copied = mark.and_then(|mark| mark.disks.iter().find(|disk| disk.target == role));
+    copied.is_some_and(|disk| (disk.clone.size, disk.clone.mtime_ns) == (stamp.size, stamp.mtime_ns))
+}
+
+fn is_below(role: &ImageRoleV1, above: &ImageRoleV1) -> bool {
+    match (role, above) {
+        (ImageRoleV1::Layer { target, .. }, ImageRoleV1::Disk { target: above }) => target == above,
+        (ImageRoleV1::Layer { target, depth }, ImageRoleV1::Layer { target: above, depth: height }) => {
+            target == above && depth > height
+        }
+        _ => false,
+    }
 }
 
 /// Why source and clone are not both what they were when the clone was finished, in words.
@@ -118,7 +162,7 @@ fn changed(
     host: &dyn Host,
     (source_host, source): (&dyn Host, &SourceSurvey),
     vm: &DomainFacts,
-    definition: &Definition,
+    (definition, images): (&Definition, &[SourceFile]),
     mark: Option<&CloneMark>,
 ) -> Result<Option<String>, Fault> {
     let Some(mark) = mark.filter(|mark| {
@@ -142,7 +186,7 @@ fn changed(
         if !is_still(source_host, image, marked, marked.source.image)? {
             return Ok(Some(format!("{} of the source was written to since", file.what())));
         }
-        let path = path_in_clone(definition, file).map_or(Ok(None), |path| host.resolve(&path))?;
+        let path = path_in_clone(definition, images, file).map_or(Ok(None), |path| host.resolve(&path))?;
         if !is_still(host, path, marked, marked.clone)? {
             return Ok(Some(format!("{} of the clone was written to since", file.what())));
         }
@@ -151,7 +195,7 @@ fn changed(
 }
 
 /// Where the clone has what this file of the source is. `None`: that cannot be told.
-fn path_in_clone(definition: &Definition, file: &SourceFile) -> Option<String> {
+fn path_in_clone(definition: &Definition, images: &[SourceFile], file: &SourceFile) -> Option<String> {
     match &file.role {
         ImageRoleV1::Disk { target } | ImageRoleV1::Medium { target } => {
             let disk = definition.disks.iter().find(|disk| disk.target == *target)?;
@@ -162,7 +206,7 @@ fn path_in_clone(definition: &Definition, file: &SourceFile) -> Option<String> {
         }
         ImageRoleV1::Nvram => definition.variables_path(),
         ImageRoleV1::Tpm => Some(places::tpm_state(places::TPM_STATES, definition.uuid, definition.tpm?)),
-        ImageRoleV1::Layer { .. } => None,
+        role @ ImageRoleV1::Layer { .. } => Some(images.iter().find(|image| image.role == *role)?.path.clone()),
     }
 }
 

@@ -19,24 +19,13 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         source,
     })?;
     let accounts = Accounts::read(host)?;
-    let images = definition.images().filter_map(|disk| {
-        let role = ImageRoleV1::Disk { target: disk.target.clone() };
-        Some((role, Some(disk.index), disk.image()?, disk.image_format()?))
-    });
-    let media = definition.media().filter(|_| request.copy_media).filter_map(|disk| {
+    let mut files = disk_images(host, &accounts, &definition)?;
+    for disk in definition.media().filter(|_| request.copy_media) {
+        let Some(path) = disk.medium() else { continue };
         let role = ImageRoleV1::Medium { target: disk.target.clone() };
         // A medium without a format is raw, as a CD is.
-        Some((role, Some(disk.index), disk.medium()?, disk.image_format().unwrap_or(ImageFormat::Raw)))
-    });
-    let mut files = images
-        .chain(media)
-        .map(|(role, index, path, format)| look_at_file(host, &accounts, role, index, path, format))
-        .collect::<Result<Vec<_>, Fault>>()?;
-    for disk in definition.images() {
-        let top = files.iter().position(|file| file.index == Some(disk.index));
-        if let Some(top) = top {
-            chain::follow(host, &accounts, &mut files, top, disk.chain.as_deref())?;
-        }
+        let format = disk.image_format().unwrap_or(ImageFormat::Raw);
+        files.push(look_at_file(host, &accounts, role, Some(disk.index), path, format)?);
     }
     // A VM that was never started has neither of these files yet; libvirt makes them then, as it will for the clone.
     let is_there = |file: &SourceFile| !matches!(file.image, SourceImage::Missing);
@@ -74,6 +63,26 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         tpm_directories,
         neighbours: neighbours(host)?,
     })
+}
+
+/// The images of a definition's disks, and behind them every image below one of them.
+pub(super) fn disk_images(
+    host: &dyn Host,
+    accounts: &Accounts,
+    definition: &Definition,
+) -> Result<Vec<SourceFile>, Fault> {
+    let mut files = Vec::new();
+    for disk in definition.images() {
+        let (Some(path), Some(format)) = (disk.image(), disk.image_format()) else { continue };
+        let role = ImageRoleV1::Disk { target: disk.target.clone() };
+        files.push(look_at_file(host, accounts, role, Some(disk.index), path, format)?);
+    }
+    for top in 0..files.len() {
+        let disk = definition.disks.iter().find(|disk| Some(disk.index) == files[top].index);
+        let written = disk.and_then(|disk| disk.chain.as_deref());
+        chain::follow(host, accounts, &mut files, top, written)?;
+    }
+    Ok(files)
 }
 
 fn directory_attributes(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<DirectoryAttributes, Fault> {

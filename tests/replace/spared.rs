@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::lab::{Disk, Vm};
-use crate::{CLONE, Ground, SOURCE, run};
+use crate::{CLONE, Ground, SOURCE, images_of, run};
 
 const IMAGES: &str = "/var/lib/libvirt/images";
 
@@ -48,6 +48,47 @@ fn a_base_that_another_vm_reaches_through_a_chain_of_three_stays() {
     // The other VM still has its whole chain.
     b.virsh(["start", "other"]);
     b.virsh(["destroy", "other"]);
+}
+
+/// What came with a clone goes with it; what else lies below an image may be a template.
+#[test]
+fn images_below_go_with_the_clone_they_came_with_and_templates_stay() {
+    let ground = Ground::new();
+    let (a, b) = (ground.lab.a(), ground.lab.b());
+    overlay(&a.path(IMAGES), "template.qcow2", "web-1.qcow2");
+    overlay(&a.path(IMAGES), "chained.qcow2", "template.qcow2");
+    let chained = Vm::new("chained").disk(Disk::qcow2(1 << 20).at(&format!("{IMAGES}/chained.qcow2")));
+    a.define_xml(&chained.definition());
+    let controller = ground.lab.controller();
+    let again = |flag: &str, expected: &str| {
+        let finished = controller.run(["run", "a", "b", "chained", flag, "--json"]).expect(0);
+        assert_eq!(finished.json()["status"], expected, "{}", finished.stderr);
+        finished
+    };
+    let images = || {
+        let names = std::fs::read_dir(b.path(IMAGES)).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    again("--idempotent", "committed");
+    again("--idempotent", "up_to_date");
+    let before = images();
+    assert_eq!(before.len(), 3, "{before:?}");
+    let hashes = || -> Vec<_> { images().iter().map(|name| b.blake3(format!("{IMAGES}/{name}"))).collect() };
+    let first = hashes();
+    again("--force", "committed");
+    assert_eq!(images().len(), 3, "{:?}", images());
+    assert_eq!(hashes().len(), first.len());
+
+    // Somebody puts the clone onto a template of the host: that one stays, and is named.
+    let top = images_of(b, "chained_clone").remove(0);
+    let template = format!("{IMAGES}/golden.qcow2");
+    std::fs::copy(a.path(format!("{IMAGES}/web-1.qcow2")), b.path(&template)).unwrap();
+    b.run(["qemu-img", "rebase", "-u", "-b", &template, "-F", "qcow2", &top]);
+    let replaced = again("--force", "committed");
+    assert!(replaced.stderr.contains(&template) && replaced.stderr.contains("template"), "{}", replaced.stderr);
+    assert!(b.path(&template).exists());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The old VM of a scene: a guest of the clone's name on the destination, with two disks of its own, and what the plan says of it.
 
 use journal_format::{
-    CleanUpStepV1, DirectoryV1, DomainUuid, FileStampV1, OldFileFateV1, OldFileV1, ReplacedV1, StopModeV1, TxnId,
+    CleanUpStepV1, DirectoryV1, DomainUuid, FileStampV1, ImageRoleV1, OldFileFateV1, OldFileV1, ReplacedV1, StopModeV1,
+    TxnId,
 };
 
 use crate::content::Content;
@@ -75,7 +76,8 @@ pub fn planned(
     seed: &mut Seed,
 ) -> ReplacedV1 {
     let mut files = Vec::new();
-    for (path, role) in paths().into_iter().zip(["vda", "vdb"]) {
+    for (path, target) in paths().into_iter().zip(["vda", "vdb"]) {
+        let role = ImageRoleV1::Disk { target: target.to_owned() };
         let stat = destination.files.stat(&path).unwrap();
         let parent = crate::filesystem::split(&path).0;
         let directory = directories.iter().position(|known| known.path == parent).unwrap_or_else(|| {
@@ -95,7 +97,7 @@ pub fn planned(
             OldFileFateV1::Deleted { directory: u32::try_from(directory).unwrap() }
         };
         let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
-        files.push(OldFileV1 { role: role.to_owned(), path: path.clone(), stamp, is_image: true, fate });
+        files.push(OldFileV1 { role, path: path.clone(), stamp, fate });
     }
     ReplacedV1 {
         uuid,

@@ -62,16 +62,17 @@ fn request() -> impl Strategy<Value = RequestV1> {
 
 fn disk() -> impl Strategy<Value = ImageV1> {
     let format = prop_oneof![Just(ImageFormat::Raw), Just(ImageFormat::Qcow2)];
-    let role = prop_oneof![
-        text().prop_map(|target| ImageRoleV1::Disk { target }),
-        (text(), any::<u32>()).prop_map(|(target, depth)| ImageRoleV1::Layer { target, depth }),
-        Just(ImageRoleV1::Nvram),
-        Just(ImageRoleV1::Tpm),
-        text().prop_map(|target| ImageRoleV1::Medium { target }),
-    ];
     let backing = (text(), text()).prop_map(|(source, clone)| BackingV1 { source, clone });
     let paths = (text(), text(), text(), text());
-    ((role, paths, option::of(backing)), format, stamp(), any::<u64>(), any::<u32>(), any::<u32>(), any::<(u32, u32)>())
+    (
+        (role(), paths, option::of(backing)),
+        format,
+        stamp(),
+        any::<u64>(),
+        any::<u32>(),
+        any::<u32>(),
+        any::<(u32, u32)>(),
+    )
         .prop_map(
             |(
                 (role, (reached_by, source_path, staging_path, final_path), backing),
@@ -148,18 +149,22 @@ fn file_stamp() -> impl Strategy<Value = FileStampV1> {
     })
 }
 
+fn role() -> impl Strategy<Value = ImageRoleV1> {
+    prop_oneof![
+        text().prop_map(|target| ImageRoleV1::Disk { target }),
+        (text(), any::<u32>()).prop_map(|(target, depth)| ImageRoleV1::Layer { target, depth }),
+        Just(ImageRoleV1::Nvram),
+        Just(ImageRoleV1::Tpm),
+        text().prop_map(|target| ImageRoleV1::Medium { target }),
+    ]
+}
+
 fn old_file() -> impl Strategy<Value = OldFileV1> {
     let fate = prop_oneof![
         any::<u32>().prop_map(|directory| OldFileFateV1::Deleted { directory }),
         text().prop_map(|why| OldFileFateV1::Left { why }),
     ];
-    (text(), text(), file_stamp(), any::<bool>(), fate).prop_map(|(role, path, stamp, is_image, fate)| OldFileV1 {
-        role,
-        path,
-        stamp,
-        is_image,
-        fate,
-    })
+    (role(), text(), file_stamp(), fate).prop_map(|(role, path, stamp, fate)| OldFileV1 { role, path, stamp, fate })
 }
 
 fn replaced() -> impl Strategy<Value = ReplacedV1> {

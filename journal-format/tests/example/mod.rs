@@ -87,11 +87,10 @@ fn file_stamp() -> FileStampV1 {
 }
 
 pub fn replaced(stop: StopModeV1) -> ReplacedV1 {
-    let file = |role: &str, is_image, fate| OldFileV1 {
-        role: role.into(),
+    let file = |role: ImageRoleV1, fate| OldFileV1 {
         path: format!("/srv/images/old-{role}.img"),
+        role,
         stamp: file_stamp(),
-        is_image,
         fate,
     };
     ReplacedV1 {
@@ -104,8 +103,8 @@ pub fn replaced(stop: StopModeV1) -> ReplacedV1 {
         kept_name: format!("web02.replaced-{}", txn().short()),
         saved_path: format!("/srv/images/.kvm-clone/{}/old-vm.save", txn()),
         files: vec![
-            file("vda", true, OldFileFateV1::Deleted { directory: 0 }),
-            file("nvram", false, OldFileFateV1::Left { why: "the domain web03 reaches it".into() }),
+            file(ImageRoleV1::Disk { target: "vda".into() }, OldFileFateV1::Deleted { directory: 0 }),
+            file(ImageRoleV1::Nvram, OldFileFateV1::Left { why: "the domain web03 reaches it".into() }),
         ],
     }
 }
