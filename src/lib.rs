@@ -6,6 +6,7 @@ pub mod cli;
 pub mod domain;
 pub mod engine;
 pub mod failure;
+mod glob;
 pub mod history;
 pub mod host;
 pub mod journal;

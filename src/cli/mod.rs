@@ -14,6 +14,7 @@ mod resume;
 mod rollback;
 mod run;
 mod session;
+mod several;
 mod show;
 mod terminal;
 mod vms;
@@ -44,7 +45,8 @@ struct Cli {
 
 const EXIT_HELP: &str = "\
 Exit status: 0 done; 1 failed and rolled back; 2 wrong usage; 3 suspended, resume or roll back; 4 stuck, a person must \
-act; 5 refused, nothing touched; 6 journal damaged or newer; 7 held by another process or controller.
+act; 5 refused, nothing touched; 6 journal damaged or newer; 7 held by another process or controller. Where several \
+transactions end differently the worst counts: 6, 4, 3, 1, 5, 7, 2, 0.
 
 TXN is a transaction's id, or four or more digits that begin or end it, such as the last 8 that `list` shows.";
 
@@ -72,7 +74,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Clone a shut-off VM from one host to another
+    /// Clone shut-off VMs from one host to another
     #[command(visible_alias = "clone")]
     Run(Box<run::RunArgs>),
     /// Go on with an unfinished transaction

@@ -47,6 +47,17 @@ impl Session {
         Ok(Self { terminal, state, live, interrupt: OnceCell::new(), program })
     }
 
+    /// The same run of the program, speaking of one VM of several: for a thread of its own.
+    pub fn for_vm(&self, vm: &str) -> Result<Self, CliError> {
+        Ok(Self {
+            terminal: self.terminal.for_vm(vm),
+            state: self.state.clone(),
+            live: self.live.clone(),
+            interrupt: OnceCell::from(self.interrupt()?),
+            program: self.program.clone(),
+        })
+    }
+
     /// How this program is called, for the commands that are suggested.
     pub fn program(&self) -> &str {
         &self.program

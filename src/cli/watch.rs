@@ -68,7 +68,7 @@ impl<'a> Watcher<'a> {
             self.terminal.note(&title);
         }
         let bar = self.terminal.bars().add(ProgressBar::new_spinner());
-        bar.set_message(title);
+        bar.set_message(self.terminal.named(&title));
         bar.enable_steady_tick(SPIN_INTERVAL);
         let moving = Moving { step, bar, meter: Meter::default(), line_at: Instant::now(), file_at: None };
         self.moving = Some(moving);
