@@ -8,6 +8,7 @@ mod error;
 mod exit;
 mod journal;
 mod list;
+mod prune;
 mod recover;
 mod recover_from;
 mod resume;
@@ -89,6 +90,8 @@ enum Command {
     List,
     /// Show one transaction
     Show(show::ShowArgs),
+    /// Remove the journals of transactions that are over
+    Prune(prune::PruneArgs),
     /// List the VMs of hosts
     Vms(vms::VmsArgs),
     /// Check or export a transaction's journal
@@ -101,6 +104,7 @@ impl Command {
     fn acts(&self) -> bool {
         match self {
             Self::Run(args) => !args.dry_run(),
+            Self::Prune(args) => !args.dry_run(),
             Self::Resume(_) | Self::Rollback(_) | Self::Recover(_) | Self::Abandon(_) => true,
             Self::List | Self::Show(_) | Self::Vms(_) | Self::Journal(_) => false,
         }
@@ -126,6 +130,7 @@ pub fn main() -> ExitCode {
             Command::Abandon(args) => abandon::abandon(&args, &session),
             Command::List => list::list(&session),
             Command::Show(args) => show::show(&args, &session),
+            Command::Prune(args) => prune::prune(&args, &session),
             Command::Vms(args) => vms::vms(&args, &session),
             Command::Journal(command) => journal::journal(&command, &session),
         });

@@ -249,8 +249,8 @@ fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
 /// another clone: the claim on the destination stands for it.
 fn unfinished(session: &Session) -> Result<Vec<Unfinished>, CliError> {
     let mut unfinished = Vec::new();
-    for txn in session.transactions()? {
-        match session.see(txn) {
+    for (txn, seen) in session.see_all()? {
+        match seen {
             Ok(Seen { log, .. }) if log.status.is_unfinished() || log.status == Status::Abandoned => {
                 let abandoned = log.status == Status::Abandoned;
                 let commands = suggestions(&log, session.program());

@@ -34,6 +34,8 @@ fn wrong_usage_exits_2_and_makes_no_state_directory() {
         (vec!["run", "a", "b", "c", "--pool", "p", "--directory", "/d"], "--pool"),
         (vec!["recover", "--resume-all", "--rollback-all"], "--rollback-all"),
         (vec!["list", "-q", "-v"], "--verbose"),
+        (vec!["prune", "--older-than", "30"], "30d"),
+        (vec!["prune", "--keep", "some"], "--keep"),
         (vec!["vms"], "<HOST>"),
         (vec!["resume"], "<TXN>"),
     ] {
@@ -183,6 +185,7 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
         "recover",
         "list",
         "show",
+        "prune",
         "vms",
         "journal",
         "--state-dir",
