@@ -20,4 +20,5 @@ mod shell;
 pub mod steps;
 pub mod survey;
 pub mod transfer;
+pub mod verify;
 pub mod world;

@@ -18,6 +18,7 @@ mod session;
 mod several;
 mod show;
 mod terminal;
+mod verify;
 mod vms;
 mod watch;
 
@@ -92,6 +93,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Remove the journals of transactions that are over
     Prune(prune::PruneArgs),
+    /// Compare a clone with what was copied, byte for byte; changes nothing
+    Verify(verify::VerifyArgs),
     /// List the VMs of hosts
     Vms(vms::VmsArgs),
     /// Check or export a transaction's journal
@@ -106,7 +109,7 @@ impl Command {
             Self::Run(args) => !args.dry_run(),
             Self::Prune(args) => !args.dry_run(),
             Self::Resume(_) | Self::Rollback(_) | Self::Recover(_) | Self::Abandon(_) => true,
-            Self::List | Self::Show(_) | Self::Vms(_) | Self::Journal(_) => false,
+            Self::List | Self::Show(_) | Self::Verify(_) | Self::Vms(_) | Self::Journal(_) => false,
         }
     }
 }
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
             Command::List => list::list(&session),
             Command::Show(args) => show::show(&args, &session),
             Command::Prune(args) => prune::prune(&args, &session),
+            Command::Verify(args) => verify::verify(&args, &session),
             Command::Vms(args) => vms::vms(&args, &session),
             Command::Journal(command) => journal::journal(&command, &session),
         });

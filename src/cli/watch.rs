@@ -166,7 +166,7 @@ impl Observer for Watcher<'_> {
 }
 
 /// Bytes, rate and time left after the step's name.
-fn byte_style() -> ProgressStyle {
+pub(super) fn byte_style() -> ProgressStyle {
     let template = "{msg}\n  {wide_bar} {percent:>3} %  {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
     // A template that does not parse would be a mistake of this line; the default style says less, and no more is lost.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())

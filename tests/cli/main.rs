@@ -9,3 +9,4 @@ mod pruning;
 mod reading;
 mod transactions;
 mod usage;
+mod verifying;

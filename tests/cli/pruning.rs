@@ -113,7 +113,9 @@ fn a_removal_that_was_killed_is_no_transaction_and_is_finished() {
     // Killed right behind the renaming, and in the middle of the deletion.
     for (end, gone) in [(COMMITTED, None), (ROLLED_BACK, Some("events.log"))] {
         fs::rename(transactions(&program).join(id(end).to_string()), aside(end)).unwrap();
-        gone.map(|name| fs::remove_file(aside(end).join(name)).unwrap());
+        if let Some(name) = gone {
+            fs::remove_file(aside(end).join(name)).unwrap();
+        }
     }
     assert_eq!(listed(&program), [INTERRUPTED, STUCK, ABANDONED, CLEANING_UP]);
     program.run(&["show", COMMITTED]).exits(2);

@@ -36,6 +36,7 @@ fn wrong_usage_exits_2_and_makes_no_state_directory() {
         (vec!["list", "-q", "-v"], "--verbose"),
         (vec!["prune", "--older-than", "30"], "30d"),
         (vec!["prune", "--keep", "some"], "--keep"),
+        (vec!["verify"], "<TXN>"),
         (vec!["vms"], "<HOST>"),
         (vec!["resume"], "<TXN>"),
     ] {
@@ -186,6 +187,7 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
         "list",
         "show",
         "prune",
+        "verify",
         "vms",
         "journal",
         "--state-dir",
