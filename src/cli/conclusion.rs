@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::CliError;
 use super::exit::ExitStatus;
+use super::run::Told;
 use super::terminal::Terminal;
 use crate::engine::Ending;
 use crate::report::quantity::{bytes, printable};
@@ -77,6 +78,13 @@ impl Conclusion {
         self.say(terminal);
         terminal.result(&self.json(), || self.human());
         self.status
+    }
+
+    /// All of it, for whoever sums several up; what went wrong is said now.
+    pub fn told(&self, terminal: &Terminal) -> Told {
+        self.say(terminal);
+        let (word, txn) = (self.log.status.to_string(), Some(self.log.transaction_id.clone()));
+        Told { status: self.status, word, txn, value: self.json(), text: self.human() }
     }
 
     /// Says on standard error what went wrong and what an operator should know.

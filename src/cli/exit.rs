@@ -43,6 +43,20 @@ impl ExitStatus {
         Self::Done,
     ];
 
+    /// In a word or two, for tables.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::RolledBack => "rolled back",
+            Self::Usage => "wrong usage",
+            Self::Suspended => "suspended",
+            Self::Stuck => "stuck",
+            Self::Refused => "refused",
+            Self::Journal => "journal damaged or newer",
+            Self::Held => "held",
+        }
+    }
+
     /// The worse of two.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {

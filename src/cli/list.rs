@@ -16,9 +16,9 @@ pub fn list(session: &Session) -> Result<ExitStatus, CliError> {
     let mut values: Vec<Value> = Vec::new();
     let mut status = ExitStatus::Done;
     session.warn_of_no_state();
-    for txn in session.transactions()? {
-        match session.see(txn) {
-            Ok(Seen { log, began }) => {
+    for (txn, seen) in session.see_all()? {
+        match seen {
+            Ok(Seen { log, began, .. }) => {
                 let entry = ListEntry::from(&log);
                 values.push(json!(entry));
                 rows.push((began, entry));

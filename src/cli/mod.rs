@@ -8,14 +8,17 @@ mod error;
 mod exit;
 mod journal;
 mod list;
+mod prune;
 mod recover;
 mod recover_from;
 mod resume;
 mod rollback;
 mod run;
 mod session;
+mod several;
 mod show;
 mod terminal;
+mod verify;
 mod vms;
 mod watch;
 
@@ -44,7 +47,8 @@ struct Cli {
 
 const EXIT_HELP: &str = "\
 Exit status: 0 done; 1 failed and rolled back; 2 wrong usage; 3 suspended, resume or roll back; 4 stuck, a person must \
-act; 5 refused, nothing touched; 6 journal damaged or newer; 7 held by another process or controller.
+act; 5 refused, nothing touched; 6 journal damaged or newer; 7 held by another process or controller. Where several \
+transactions end differently the worst counts: 6, 4, 3, 1, 5, 7, 2, 0.
 
 TXN is a transaction's id, or four or more digits that begin or end it, such as the last 8 that `list` shows.";
 
@@ -72,7 +76,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Clone a shut-off VM from one host to another
+    /// Clone shut-off VMs from one host to another
     #[command(visible_alias = "clone")]
     Run(Box<run::RunArgs>),
     /// Go on with an unfinished transaction
@@ -87,6 +91,10 @@ enum Command {
     List,
     /// Show one transaction
     Show(show::ShowArgs),
+    /// Remove the journals of transactions that are over
+    Prune(prune::PruneArgs),
+    /// Compare a clone with what was copied, byte for byte; changes nothing
+    Verify(verify::VerifyArgs),
     /// List the VMs of hosts
     Vms(vms::VmsArgs),
     /// Check or export a transaction's journal
@@ -99,8 +107,9 @@ impl Command {
     fn acts(&self) -> bool {
         match self {
             Self::Run(args) => !args.dry_run(),
+            Self::Prune(args) => !args.dry_run(),
             Self::Resume(_) | Self::Rollback(_) | Self::Recover(_) | Self::Abandon(_) => true,
-            Self::List | Self::Show(_) | Self::Vms(_) | Self::Journal(_) => false,
+            Self::List | Self::Show(_) | Self::Verify(_) | Self::Vms(_) | Self::Journal(_) => false,
         }
     }
 }
@@ -124,6 +133,8 @@ pub fn main() -> ExitCode {
             Command::Abandon(args) => abandon::abandon(&args, &session),
             Command::List => list::list(&session),
             Command::Show(args) => show::show(&args, &session),
+            Command::Prune(args) => prune::prune(&args, &session),
+            Command::Verify(args) => verify::verify(&args, &session),
             Command::Vms(args) => vms::vms(&args, &session),
             Command::Journal(command) => journal::journal(&command, &session),
         });

@@ -11,7 +11,8 @@ use super::attempt::reopen;
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::recover_from::{FromHost, recover_from};
-use super::session::Session;
+use super::session::{Seen, Session};
+use crate::journal::JournalError;
 use crate::report::list::ListEntry;
 use crate::report::show::{choices, objects, typed};
 use crate::report::status::Status;
@@ -75,8 +76,8 @@ pub fn recover(args: &RecoverArgs, session: &Session) -> Result<ExitStatus, CliE
     let mut worst = ExitStatus::Done;
     let mut values = Vec::new();
     let mut text = String::new();
-    for txn in session.transactions()? {
-        match recover_one(args, txn, session, &mut text) {
+    for (txn, seen) in session.see_all()? {
+        match recover_one(args, txn, seen, session, &mut text) {
             Ok(None) => {}
             Ok(Some((status, value))) => {
                 worst = worst.worse(status);
@@ -98,10 +99,11 @@ pub fn recover(args: &RecoverArgs, session: &Session) -> Result<ExitStatus, CliE
 fn recover_one(
     args: &RecoverArgs,
     txn: TxnId,
+    seen: Result<Seen, JournalError>,
     session: &Session,
     text: &mut String,
 ) -> Result<Option<(ExitStatus, Value)>, CliError> {
-    let seen = session.see(txn).map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
+    let seen = seen.map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
     let log = seen.log;
     if !log.status.is_unfinished() {
         return Ok(None);

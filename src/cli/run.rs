@@ -1,4 +1,4 @@
-//! `run SRC DST VM`: clone a VM.
+//! `run SRC DST VM…`: clone VMs. Here: one of them; `several` has the rest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use journal_format::{AttemptPurpose, Epoch, EventV1, PlanV1, RecordV1, TxnId};
-use serde_json::json;
+use journal_format::{AttemptPurpose, DomainUuid, Epoch, EventV1, PlanV1, RecordV1, TxnId};
+use serde_json::{Value, json};
 
 use super::attempt::{drive, reopen};
 use super::error::{CliError, Problem};
 use super::exit::ExitStatus;
 use super::session::{Seen, Session, now};
+use super::several::{self, PARALLEL_VMS_MAX, Wanted, clone_several};
 use crate::domain::DomainName;
 use crate::host::{Access, Address, RealWorld};
 use crate::journal::FileJournal;
@@ -21,12 +22,15 @@ use crate::preflight::{self, Prepared, Report, Unfinished};
 use crate::report::plan::{PlanView, human};
 use crate::report::show::{suggestions, typed};
 use crate::report::status::Status;
-use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, stop_mode};
+use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, VmSelector, stop_mode};
 use crate::survey::{Survey, SurveyError};
 use crate::world::{Side, World};
 
-/// Which VM, from where to where, and how.
+/// Which VMs, from where to where, and how.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "kvm-clone run [OPTIONS] <SRC> <DST> <VM>...\n       kvm-clone run [OPTIONS] <SRC> <DST> --all [--match <GLOB>]"
+)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct RunArgs {
     /// Host that has the VM: `local`, `[user@]host[:port]`, or an alias of ~/.ssh/config
@@ -35,10 +39,21 @@ pub struct RunArgs {
     /// Host that gets the clone, likewise
     #[arg(value_name = "DST")]
     destination: String,
-    /// Name or UUID of the VM; it must be shut off
-    vm: String,
-    /// Name of the clone [default: <VM>_clone]
-    #[arg(long, value_name = "NAME")]
+    /// Names or UUIDs of the VMs; they must be shut off. Each is a transaction of its own
+    #[arg(value_name = "VM", required_unless_present = "all")]
+    vms: Vec<String>,
+    /// Clone every VM of SRC
+    #[arg(long, conflicts_with = "vms")]
+    all: bool,
+    /// With --all: only those whose name matches; `*` stands for any characters, `?` for one
+    #[arg(long = "match", value_name = "GLOB", requires = "all", conflicts_with = "vms")]
+    pattern: Option<String>,
+    /// Clone this many of several VMs at once (up to 16)
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(PARALLEL_VMS_MAX)))]
+    parallel_vms: u8,
+    /// Name of the clone [default: <VM>_clone]; for one VM only
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["all"])]
     new_name: Option<String>,
     /// Look and plan, print the plan, touch nothing
     #[arg(long)]
@@ -82,7 +97,7 @@ pub struct RunArgs {
     /// Put the disks into this directory of the destination
     #[arg(long, value_name = "DIR")]
     directory: Option<String>,
-    /// Send at most this much a second: 100M, 1.5G (bytes) or 800Mbit
+    /// Send at most this much a second for each VM: 100M, 1.5G (bytes) or 800Mbit
     #[arg(long, value_name = "RATE")]
     bandwidth_limit: Option<String>,
     /// Do not read the clone's disks back before they are published
@@ -102,44 +117,70 @@ pub struct RunArgs {
     timeout: Option<u64>,
 }
 
-/// Request → survey → preflight → plan → journal → engine.
+/// What became of one VM.
+pub struct Told {
+    /// How the program ends, as far as this VM goes.
+    pub status: ExitStatus,
+    /// Where it came to, in a word, for tables.
+    pub word: String,
+    /// Its transaction, where there is one.
+    pub txn: Option<String>,
+    /// For programs.
+    pub value: Value,
+    /// For people; empty where standard error had it all.
+    pub text: String,
+}
+
+/// Clones one VM, or several.
 pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
-    let request = args.request()?;
+    let wanted = args.wanted()?;
     let deadline = Deadline::start(args.timeout, session)?;
-    let mut prepared = prepare(&request, session)?;
+    let ended = match wanted {
+        Vms::One(request) => clone_one(&request, args, session).map(|told| {
+            session.terminal.result(&told.value, || told.text);
+            told.status
+        }),
+        Vms::Named(vms) => clone_several(vms, args.parallel_vms, args, session),
+        Vms::All(like) => several::all(args.pattern.as_deref(), &like, session)
+            .and_then(|vms| clone_several(vms, args.parallel_vms, args, session)),
+    };
+    deadline.say_if_reached(session);
+    ended
+}
+
+/// Request → survey → preflight → plan → journal → engine. What goes wrong in the transaction is said at once; what
+/// keeps it from being one is the error.
+pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result<Told, CliError> {
+    let mut prepared = prepare(request, session)?;
     if args.idempotent
         && !args.dry_run
         && let Some(txn) = prepared.unfinished
     {
-        if let Some(status) = finish_first(txn, session)? {
-            deadline.say_if_reached(session);
-            return Ok(status);
+        if let Some(told) = finish_first(txn, session)? {
+            return Ok(told);
         }
-        prepared = prepare(&request, session)?;
+        prepared = prepare(request, session)?;
     }
     let Prepared { report, plan, survey, up_to_date, .. } = prepared;
     for warning in &report.warnings {
         session.terminal.warning(&warning.to_string());
     }
     if up_to_date {
-        say_up_to_date(&survey, &report, session);
-        return Ok(ExitStatus::Done);
+        return Ok(tell_up_to_date(&survey, &report));
     }
     let plan = plan.ok_or_else(|| blocked(&report))?;
     if args.dry_run {
         let view = PlanView::from(&plan);
-        session.terminal.result(&json!({ "plan": &view, "warnings": report.warnings }), || human(&view));
-        return Ok(ExitStatus::Done);
+        let value = json!({ "plan": &view, "warnings": report.warnings });
+        return Ok(Told { status: ExitStatus::Done, word: "planned".into(), txn: None, value, text: human(&view) });
     }
     let mut journal = begin(plan, session)?;
-    let conclusion = drive(&mut journal, AttemptPurpose::Run, None, session)?;
-    deadline.say_if_reached(session);
-    Ok(conclusion.tell(&session.terminal))
+    Ok(drive(&mut journal, AttemptPurpose::Run, None, session)?.told(&session.terminal))
 }
 
 /// An unfinished transaction of the very same request is brought to its end. `None`: it was rolling back, that is done, and
 /// the request stands as before.
-fn finish_first(txn: TxnId, session: &Session) -> Result<Option<ExitStatus>, CliError> {
+fn finish_first(txn: TxnId, session: &Session) -> Result<Option<Told>, CliError> {
     let Seen { log, .. } = session.see(txn).map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
     match log.status {
         Status::Running => {
@@ -160,24 +201,29 @@ fn finish_first(txn: TxnId, session: &Session) -> Result<Option<ExitStatus>, Cli
             if conclusion.status == ExitStatus::Done {
                 return Ok(None);
             }
-            Ok(Some(conclusion.tell(&session.terminal)))
+            Ok(Some(conclusion.told(&session.terminal)))
         }
         Status::Interrupted | Status::CleaningUp | Status::Committed | Status::RolledBack | Status::Abandoned => {
             session.terminal.note(&format!("transaction {txn} of this request is unfinished: it is resumed"));
-            Ok(Some(reopen(txn, AttemptPurpose::Resume, None, session)?.tell(&session.terminal)))
+            Ok(Some(reopen(txn, AttemptPurpose::Resume, None, session)?.told(&session.terminal)))
         }
     }
 }
 
 /// The clone is there, and neither it nor its source was changed since.
-fn say_up_to_date(survey: &Survey, report: &Report, session: &Session) {
+fn tell_up_to_date(survey: &Survey, report: &Report) -> Told {
     let (clone, source) = (survey.new_name.as_str(), survey.source.vm.brief.name.as_str());
     let txn = survey.destination.old.as_ref().and_then(|old| old.mark.as_ref()).map(|mark| mark.txn.to_string());
     let (from, to) = (&survey.source.name, &survey.destination.name);
-    let result = json!({ "status": "up_to_date", "id": txn, "warnings": report.warnings });
-    session.terminal.result(&result, || {
-        format!("{clone} on {to} is a clone of {source} on {from}, and neither was changed since: nothing to do.\n")
-    });
+    Told {
+        status: ExitStatus::Done,
+        word: "up to date".into(),
+        value: json!({ "status": "up_to_date", "id": txn, "warnings": report.warnings }),
+        text: format!(
+            "{clone} on {to} is a clone of {source} on {from}, and neither was changed since: nothing to do.\n"
+        ),
+        txn,
+    }
 }
 
 /// Asks both hosts; nothing is touched.
@@ -203,8 +249,8 @@ fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
 /// another clone: the claim on the destination stands for it.
 fn unfinished(session: &Session) -> Result<Vec<Unfinished>, CliError> {
     let mut unfinished = Vec::new();
-    for txn in session.transactions()? {
-        match session.see(txn) {
+    for (txn, seen) in session.see_all()? {
+        match seen {
             Ok(Seen { log, .. }) if log.status.is_unfinished() || log.status == Status::Abandoned => {
                 let abandoned = log.status == Status::Abandoned;
                 let commands = suggestions(&log, session.program());
@@ -262,15 +308,46 @@ fn blocked(report: &Report) -> CliError {
     CliError { problems: problems.collect(), ..CliError::new(exit, message, "") }
 }
 
+/// The VMs that a command line means.
+#[derive(Debug)]
+enum Vms {
+    One(Box<Request>),
+    Named(Vec<Wanted>),
+    /// All of the source host, each asked for like this.
+    All(Box<Request>),
+}
+
 impl RunArgs {
     /// Is only the plan wanted?
     pub fn dry_run(&self) -> bool {
         self.dry_run
     }
 
-    /// What was typed, as a request. Contacts nobody.
-    fn request(&self) -> Result<Request, CliError> {
-        let mut request = Request::new(self.source.parse()?, self.destination.parse()?, self.vm.parse()?);
+    /// Which VMs were asked for, and how. Contacts nobody.
+    fn wanted(&self) -> Result<Vms, CliError> {
+        if self.all {
+            // Whichever VM stands in it: what is wrong with the rest is said before a host is asked.
+            let like = self.request(VmSelector::Uuid(DomainUuid([0; 16])))?;
+            if like.source == like.destination {
+                let message =
+                    "--all: source and destination are one host: each run would clone the clones of the one before";
+                return Err(CliError::usage(message, "name the VMs; no host was contacted"));
+            }
+            return Ok(Vms::All(Box::new(like)));
+        }
+        match &self.vms[..] {
+            [vm] => Ok(Vms::One(Box::new(self.request(vm.parse()?)?))),
+            _ if self.new_name.is_some() => {
+                let message = "--new-name: several VMs cannot have one name";
+                Err(CliError::usage(message, "leave it out (each clone is <VM>_clone), or clone them one by one"))
+            }
+            vms => several::named(vms, |vm| self.request(vm)).map(Vms::Named),
+        }
+    }
+
+    /// What was typed, as a request for one VM. Contacts nobody.
+    fn request(&self, vm: VmSelector) -> Result<Request, CliError> {
+        let mut request = Request::new(self.source.parse()?, self.destination.parse()?, vm);
         request.new_name = self.new_name.as_deref().map(DomainName::new).transpose()?;
         request.target = match (&self.pool, &self.directory) {
             (Some(pool), _) => Target::pool(pool)?,
@@ -337,6 +414,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
+    use super::{Request, Vms};
     use crate::cli::{Cli, Command};
 
     /// Words that mean something here, and any others.
@@ -352,6 +430,10 @@ mod tests {
             "ssh://me@[::1]:22",
             "web01",
             "--new-name",
+            "--all",
+            "--match",
+            "web*",
+            "--parallel-vms=4",
             "--dry-run",
             "--chunk-size",
             "64K",
@@ -379,13 +461,19 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
         fn any_words_are_read_or_refused(runs: bool, words in vec(word(), 0..10)) {
-            let first = if runs { &["kvm-clone", "run", "local", "kvm2", "web01"][..] } else { &["kvm-clone"] };
+            let first = if runs { &["kvm-clone", "run", "local", "kvm2"][..] } else { &["kvm-clone"] };
             let words = first.iter().map(|word| (*word).to_owned()).chain(words);
             if let Ok(cli) = Cli::try_parse_from(words)
                 && let Command::Run(args) = cli.command
-                && let Ok(request) = args.request()
+                && let Ok(wanted) = args.wanted()
             {
-                prop_assert!(request.check().is_ok());
+                let requests: Vec<&Request> = match &wanted {
+                    Vms::One(request) | Vms::All(request) => vec![request],
+                    Vms::Named(vms) => vms.iter().map(|one| &one.request).collect(),
+                };
+                for request in requests {
+                    prop_assert!(request.check().is_ok());
+                }
             }
         }
     }

@@ -31,6 +31,8 @@ pub struct Session {
 pub struct Seen {
     /// When it was planned.
     pub began: UnixMillis,
+    /// When something was last recorded of it.
+    pub last: UnixMillis,
     /// All of it.
     pub log: TransactionLog,
 }
@@ -47,6 +49,17 @@ impl Session {
         Ok(Self { terminal, state, live, interrupt: OnceCell::new(), program })
     }
 
+    /// The same run of the program, speaking of one VM of several: for a thread of its own.
+    pub fn for_vm(&self, vm: &str) -> Result<Self, CliError> {
+        Ok(Self {
+            terminal: self.terminal.for_vm(vm),
+            state: self.state.clone(),
+            live: self.live.clone(),
+            interrupt: OnceCell::from(self.interrupt()?),
+            program: self.program.clone(),
+        })
+    }
+
     /// How this program is called, for the commands that are suggested.
     pub fn program(&self) -> &str {
         &self.program
@@ -56,15 +69,18 @@ impl Session {
     pub fn see(&self, txn: TxnId) -> Result<Seen, JournalError> {
         let snapshot = journal::read(&self.state, txn)?;
         let began = snapshot.records.first().map_or(UnixMillis(0), |record| record.at);
+        let last = snapshot.records.last().map_or(began, |record| record.at);
         let log = TransactionLog::of(&snapshot.records, snapshot.holder.is_some(), self.live.read(txn));
         let damaged =
             |what: String| JournalError::Damaged { path: self.state.txn_path(txn).display().to_string(), what };
-        Ok(Seen { began, log: log.map_err(|error| damaged(error.to_string()))? })
+        Ok(Seen { began, last, log: log.map_err(|error| damaged(error.to_string()))? })
     }
 
-    /// All transactions, oldest first.
-    pub fn transactions(&self) -> Result<Vec<TxnId>, CliError> {
-        self.state.transactions().map_err(|error| CliError::journal(&error, ExitStatus::Refused))
+    /// All transactions, oldest first, each as a reader sees it. One that was pruned meanwhile is none any more.
+    pub fn see_all(&self) -> Result<impl Iterator<Item = (TxnId, Result<Seen, JournalError>)>, CliError> {
+        let all = self.state.transactions().map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
+        let seen = all.into_iter().map(|txn| (txn, self.see(txn)));
+        Ok(seen.filter(|(txn, seen)| seen.is_ok() || self.state.txn_path(*txn).exists()))
     }
 
     /// JSON has no place for it: an empty list may come of a state directory that was named wrong.

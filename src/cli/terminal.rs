@@ -1,10 +1,10 @@
 //! The terminal: results to standard output, everything else to standard error. With `--json` standard output carries
 //! one JSON value and nothing else.
 
-use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
@@ -23,7 +23,9 @@ pub struct Terminal {
     verbose: bool,
     bars: MultiProgress,
     /// Standard output took no result. Clones share it.
-    unwritten: Rc<Cell<bool>>,
+    unwritten: Arc<AtomicBool>,
+    /// The VM that it speaks of, where it speaks of several in turns.
+    vm: Option<String>,
 }
 
 impl Terminal {
@@ -31,7 +33,25 @@ impl Terminal {
     pub fn new(json: bool, quiet: bool, verbose: bool) -> Self {
         let drawing = io::stderr().is_terminal() && !quiet;
         let target = if drawing { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { json, quiet, verbose, bars: MultiProgress::with_draw_target(target), unwritten: Rc::default() }
+        Self {
+            json,
+            quiet,
+            verbose,
+            bars: MultiProgress::with_draw_target(target),
+            unwritten: Arc::default(),
+            vm: None,
+        }
+    }
+
+    /// The same terminal, where each line begins with a VM's name.
+    #[must_use]
+    pub fn for_vm(&self, vm: &str) -> Self {
+        Self { vm: Some(printable(vm)), ..self.clone() }
+    }
+
+    /// A line as it is to be shown: with the VM that it is about in front, where there are several.
+    pub fn named(&self, line: &str) -> String {
+        self.vm.as_ref().map_or_else(|| line.to_owned(), |vm| format!("{vm}: {line}"))
     }
 
     /// Lets log messages (`KVM_CLONE_LOG`, by default warnings) go to standard error, above the progress bars.
@@ -73,14 +93,14 @@ impl Terminal {
     pub fn result(&self, value: &impl Serialize, human: impl FnOnce() -> String) {
         let text = if self.json { serde_json::to_string_pretty(value).map(|text| text + "\n") } else { Ok(human()) };
         if let Err(error) = text.map_err(io::Error::from).and_then(|text| to_stdout(text.as_bytes())) {
-            self.unwritten.set(true);
+            self.unwritten.store(true, Ordering::Relaxed);
             self.line(&format!("error: the result cannot be written to standard output: {error}"));
         }
     }
 
     /// Whether a result could not be written.
     pub fn is_unwritten(&self) -> bool {
-        self.unwritten.get()
+        self.unwritten.load(Ordering::Relaxed)
     }
 
     /// Something that happens: on standard error, unless `--quiet`.
@@ -118,6 +138,7 @@ impl Terminal {
     }
 
     fn line(&self, text: &str) {
+        let text = text.lines().map(|line| self.named(line)).collect::<Vec<_>>().join("\n");
         self.bars.suspend(|| {
             // Nobody is left to tell when standard error is closed.
             let _ = writeln!(io::stderr(), "{text}");

@@ -68,7 +68,7 @@ impl<'a> Watcher<'a> {
             self.terminal.note(&title);
         }
         let bar = self.terminal.bars().add(ProgressBar::new_spinner());
-        bar.set_message(title);
+        bar.set_message(self.terminal.named(&title));
         bar.enable_steady_tick(SPIN_INTERVAL);
         let moving = Moving { step, bar, meter: Meter::default(), line_at: Instant::now(), file_at: None };
         self.moving = Some(moving);
@@ -166,7 +166,7 @@ impl Observer for Watcher<'_> {
 }
 
 /// Bytes, rate and time left after the step's name.
-fn byte_style() -> ProgressStyle {
+pub(super) fn byte_style() -> ProgressStyle {
     let template = "{msg}\n  {wide_bar} {percent:>3} %  {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
     // A template that does not parse would be a mistake of this line; the default style says less, and no more is lost.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())

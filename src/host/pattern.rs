@@ -1,33 +1,10 @@
 //! OpenSSH's patterns: `*` and `?` in one word, and lists of words of which some are negated by `!`.
 
+use crate::glob;
+
 /// Does one pattern match the whole of a text? Case matters not, as for host names.
 pub(super) fn matches(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().map(|c| c.to_ascii_lowercase()).collect();
-    let text: Vec<char> = text.chars().map(|c| c.to_ascii_lowercase()).collect();
-    // Greedy with one step back to the last `*`: linear memory, and no pattern makes it exponential.
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(c) if *c == '?' || *c == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((star_p, star_t)) => {
-                    star = Some((star_p, star_t + 1));
-                    p = star_p + 1;
-                    t = star_t + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|c| *c == '*')
+    glob::matches(&pattern.to_ascii_lowercase(), &text.to_ascii_lowercase())
 }
 
 /// Does a list match: one pattern does, and no negated one?

@@ -69,7 +69,7 @@ impl Holder {
         })
     }
 
-    fn held(self, directory: &Path) -> JournalError {
+    pub(super) fn held(self, directory: &Path) -> JournalError {
         JournalError::Held { path: directory.display().to_string(), pid: self.pid, host: self.host, since: self.since }
     }
 }

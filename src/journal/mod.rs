@@ -13,6 +13,7 @@ mod lock;
 mod log;
 pub mod memory;
 mod open;
+pub mod prune;
 mod reader;
 mod state_dir;
 mod store;

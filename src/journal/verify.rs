@@ -1,10 +1,11 @@
-//! `journal verify` and `journal export`: both copies frame by frame, and what opening them would do. Writes
+//! `journal verify` and `journal export`: both copies frame by frame, and what opening them would do; and the ledgers for `verify`. Writes
 //! nothing in the journal: sled writes when it opens, so a copy of the store is opened in a temporary directory.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use journal_format::{FrameHash, TxnId};
+use journal_format::{ChunkState, FrameHash, TxnId};
 use nix::unistd::mkdtemp;
 
 use super::chain::{Disagreement, FoundChain, Repair, agree};
@@ -62,8 +63,17 @@ pub enum Verdict {
 
 /// Reads both copies of a transaction's journal. Errors are those of reading; damage is in the report.
 pub fn verify(state: &StateDir, txn: TxnId) -> Result<VerifyReport, JournalError> {
+    let holder = TxnLock::holder(&state.txn_path(txn))?;
+    read_copies(state, txn, holder)
+}
+
+/// The same for whoever holds its lock: nobody else changes the second copy.
+pub(super) fn verify_held(state: &StateDir, txn: TxnId) -> Result<VerifyReport, JournalError> {
+    read_copies(state, txn, None)
+}
+
+fn read_copies(state: &StateDir, txn: TxnId, holder: Option<Holder>) -> Result<VerifyReport, JournalError> {
     let directory = state.txn_path(txn);
-    let holder = TxnLock::holder(&directory)?;
     let log_chain = log::read(&directory, txn)?;
     let mut copies = vec![copy_report(log::LOG_NAME.to_owned(), &log_chain)];
     let counting = StoreDirectories::find(&directory)?.counting;
@@ -92,6 +102,28 @@ pub fn verify(state: &StateDir, txn: TxnId) -> Result<VerifyReport, JournalError
         }
     };
     Ok(VerifyReport { txn, holder, copies, verdict })
+}
+
+/// The ledger of one image: the chunks that are named in it.
+pub type Ledger = BTreeMap<u64, ChunkState>;
+
+/// The ledgers of a transaction's images, from a copy of the second copy of its journal: nothing is written, and nobody may
+/// hold the transaction. Where it cannot be read they are empty, and it is said why.
+pub fn ledgers(state: &StateDir, txn: TxnId, images: usize) -> Result<(Vec<Ledger>, Option<String>), JournalError> {
+    let directory = state.txn_path(txn);
+    if let Some(holder) = TxnLock::holder(&directory)? {
+        return Err(holder.held(&directory));
+    }
+    let unread = |why: String| Ok((vec![Ledger::new(); images], Some(why)));
+    let Some(name) = StoreDirectories::find(&directory)?.counting else { return unread("it is gone".to_owned()) };
+    let scratch = Scratch::make()?;
+    let copied = CopiedStore::open(&directory.join(&name), &scratch.0.join(&name), txn);
+    let read = copied.and_then(|copied| (0u32..).take(images).map(|image| copied.store.chunks(image)).collect());
+    match read {
+        Ok(ledgers) => Ok((ledgers, None)),
+        Err(error @ JournalError::Newer { .. }) => Err(error),
+        Err(error) => unread(error.to_string()),
+    }
 }
 
 /// Writes the whole frames of `events.log` to `out`: the same bytes, so that what was exported is itself a log.

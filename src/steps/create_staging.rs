@@ -156,7 +156,11 @@ pub(super) fn remove_staging(host: &dyn Host, dir: &DirectoryV1) -> Result<(), F
         }
     }
     if host.stat(&parent(dir))?.is_some() {
-        host.sync(&parent(dir))?;
+        match host.sync(&parent(dir)) {
+            // Another transaction's clean-up removed it meanwhile.
+            Err(fault) if fault.kind == FaultKind::NotFound => {}
+            synced => synced?,
+        }
         match host.remove_dir(&parent(dir)) {
             // Without an owner lock there is no host record, and so nothing of ours: the parent is for others to remove.
             Err(fault) if matches!(fault.kind, FaultKind::NotEmpty | FaultKind::Fenced) => {}

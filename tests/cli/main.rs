@@ -5,6 +5,8 @@ mod closing;
 mod damage;
 mod golden;
 mod program;
+mod pruning;
 mod reading;
 mod transactions;
 mod usage;
+mod verifying;

@@ -20,12 +20,23 @@ fn wrong_usage_exits_2_and_makes_no_state_directory() {
         (vec!["frobnicate"], "frobnicate"),
         (vec!["run", "a", "b"], "<VM>"),
         (vec!["run", "a", "b", "c", "--keep-replaced"], "--idempotent"),
+        (vec!["run", "a", "b", "c", "d", "c"], "named twice"),
+        (vec!["run", "a", "b", "c", "d", "--new-name", "e"], "--new-name"),
+        (vec!["run", "a", "b", "--all", "--new-name", "e"], "--new-name"),
+        (vec!["run", "a", "b", "c", "--all"], "--all"),
+        (vec!["run", "a", "b", "c", "--match", "c*"], "--match"),
+        (vec!["run", "a", "a", "--all"], "one host"),
+        (vec!["run", "a", "b", "c", "d", "--parallel-vms", "17"], "--parallel-vms"),
+        (vec!["run", "a", "b", "c", "d", "--parallel-vms", "0"], "--parallel-vms"),
         (vec!["run", "a", "b", "c", "--force", "--stop", "gently"], "gently"),
         (vec!["run", "a", "b", "c", "--compress"], "--compress"),
         (vec!["run", "a", "b", "c", "--timeout", "0"], "--timeout"),
         (vec!["run", "a", "b", "c", "--pool", "p", "--directory", "/d"], "--pool"),
         (vec!["recover", "--resume-all", "--rollback-all"], "--rollback-all"),
         (vec!["list", "-q", "-v"], "--verbose"),
+        (vec!["prune", "--older-than", "30"], "30d"),
+        (vec!["prune", "--keep", "some"], "--keep"),
+        (vec!["verify"], "<TXN>"),
         (vec!["vms"], "<HOST>"),
         (vec!["resume"], "<TXN>"),
     ] {
@@ -175,6 +186,8 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
         "recover",
         "list",
         "show",
+        "prune",
+        "verify",
         "vms",
         "journal",
         "--state-dir",
@@ -185,7 +198,10 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
     ]);
     let run = program.run(&["run", "--help"]);
     run.exits(0).holds(&[
-        "<SRC> <DST> <VM>",
+        "<SRC> <DST> <VM>...",
+        "--all",
+        "--match",
+        "--parallel-vms",
         "--new-name",
         "--dry-run",
         "--start",
@@ -205,7 +221,7 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
         "--keep-replaced",
         "--preserve-uuid",
     ]);
-    for later in ["--compress", "--parallel"] {
+    for later in ["--compress", "--parallel <"] {
         assert!(!run.stdout.contains(later), "{later} is promised");
     }
     assert_eq!(program.run(&["clone", "--help"]).stdout.lines().next(), run.stdout.lines().next());
