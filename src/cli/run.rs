@@ -1,4 +1,4 @@
-//! `run SRC DST VM`: clone a VM.
+//! `run SRC DST VM`: clone a VM. `plan` is the same, and stops before anything is touched.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::host::{Access, Address, RealWorld};
 use crate::journal::FileJournal;
 use crate::plan::Circumstances;
 use crate::preflight::{self, Prepared, Report, Unfinished};
-use crate::report::plan::{PlanView, human};
+use crate::report::plan::Foresight;
 use crate::report::show::{suggestions, typed};
 use crate::report::status::Status;
 use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, stop_mode};
@@ -40,7 +40,7 @@ pub struct RunArgs {
     /// Name of the clone [default: <VM>_clone]
     #[arg(long, value_name = "NAME")]
     new_name: Option<String>,
-    /// Look and plan, print the plan, touch nothing
+    /// Look and plan, print what is in the way and the plan, touch nothing: as `plan` does
     #[arg(long)]
     dry_run: bool,
     /// Start the clone once it is finished
@@ -118,6 +118,9 @@ pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
         prepared = prepare(&request, session)?;
     }
     let Prepared { report, plan, survey, up_to_date, .. } = prepared;
+    if args.dry_run && !up_to_date {
+        return foretell(&report, plan.as_ref(), session);
+    }
     for warning in &report.warnings {
         session.terminal.warning(&warning.to_string());
     }
@@ -126,15 +129,24 @@ pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
         return Ok(ExitStatus::Done);
     }
     let plan = plan.ok_or_else(|| blocked(&report))?;
-    if args.dry_run {
-        let view = PlanView::from(&plan);
-        session.terminal.result(&json!({ "plan": &view, "warnings": report.warnings }), || human(&view));
-        return Ok(ExitStatus::Done);
-    }
     let mut journal = begin(plan, session)?;
     let conclusion = drive(&mut journal, AttemptPurpose::Run, None, session)?;
     deadline.say_if_reached(session);
     Ok(conclusion.tell(&session.terminal))
+}
+
+/// `plan`: the same, and nothing is touched.
+pub fn plan(mut args: Box<RunArgs>, session: &Session) -> Result<ExitStatus, CliError> {
+    args.dry_run = true;
+    run(&args, session)
+}
+
+/// Says what would be done, and all that is in the way of it.
+fn foretell(report: &Report, plan: Option<&PlanV1>, session: &Session) -> Result<ExitStatus, CliError> {
+    let foresight = Foresight::of(report, plan)
+        .map_err(|error| CliError::new(ExitStatus::Refused, error.to_string(), "nothing was touched"))?;
+    session.terminal.result(&foresight, || foresight.human());
+    Ok(if plan.is_some() { ExitStatus::Done } else { refusal(report) })
 }
 
 /// An unfinished transaction of the very same request is brought to its end. `None`: it was rolling back, that is done, and
@@ -247,8 +259,6 @@ fn begin(plan: PlanV1, session: &Session) -> Result<FileJournal, CliError> {
 
 /// Everything that is in the way, at once.
 fn blocked(report: &Report) -> CliError {
-    let held = report.exit() == Some(ExitStatus::Held as u8);
-    let exit = if held { ExitStatus::Held } else { ExitStatus::Refused };
     let message = match report.blockers.len() {
         1 => "one thing is in the way; nothing was touched".to_owned(),
         count => format!("{count} things are in the way; nothing was touched"),
@@ -259,7 +269,12 @@ fn blocked(report: &Report) -> CliError {
         message: blocker.message.clone(),
         hint: blocker.advice.clone(),
     });
-    CliError { problems: problems.collect(), ..CliError::new(exit, message, "") }
+    CliError { problems: problems.collect(), ..CliError::new(refusal(report), message, "") }
+}
+
+/// How the program ends where something is in the way.
+fn refusal(report: &Report) -> ExitStatus {
+    if report.exit() == Some(ExitStatus::Held as u8) { ExitStatus::Held } else { ExitStatus::Refused }
 }
 
 impl RunArgs {
@@ -344,6 +359,7 @@ mod tests {
         let known = [
             "run",
             "clone",
+            "plan",
             "resume",
             "journal",
             "verify",
