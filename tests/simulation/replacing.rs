@@ -189,7 +189,7 @@ fn an_old_vm_whose_clone_is_not_whole_any_more_is_kept() {
     });
     let ending = history.settle(AttemptPurpose::Resume);
     let Some(Ending::CloneGone { missing, warnings, .. }) = &ending else { panic!("{ending:?}") };
-    assert_eq!(missing, &[image.clone()]);
+    assert_eq!(missing, std::slice::from_ref(&image));
     assert!(warnings.iter().any(|warning| warning.contains(&image) && warning.contains("is kept")), "{warnings:?}");
     history.scene.world.with(|core| {
         let machine = core.machine(Side::Destination);
