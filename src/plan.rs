@@ -1,6 +1,7 @@
 //! Survey + request → plan. Pure: the clock and randomness come in as values, and every name, UUID, MAC address and
 //! path of the transaction is chosen here, once.
 
+pub mod changes;
 pub mod placement;
 pub mod replaced;
 #[cfg(test)]

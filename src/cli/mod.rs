@@ -79,6 +79,8 @@ enum Command {
     /// Clone shut-off VMs from one host to another
     #[command(visible_alias = "clone")]
     Run(Box<run::RunArgs>),
+    /// Say what `run` would do, and everything that is in the way of it; touch nothing
+    Plan(Box<run::RunArgs>),
     /// Go on with an unfinished transaction
     Resume(resume::ResumeArgs),
     /// Undo an unfinished transaction: the world becomes as it was before
@@ -109,7 +111,7 @@ impl Command {
             Self::Run(args) => !args.dry_run(),
             Self::Prune(args) => !args.dry_run(),
             Self::Resume(_) | Self::Rollback(_) | Self::Recover(_) | Self::Abandon(_) => true,
-            Self::List | Self::Show(_) | Self::Verify(_) | Self::Vms(_) | Self::Journal(_) => false,
+            Self::Plan(_) | Self::List | Self::Show(_) | Self::Verify(_) | Self::Vms(_) | Self::Journal(_) => false,
         }
     }
 }
@@ -127,6 +129,7 @@ pub fn main() -> ExitCode {
     let ended =
         Session::open(cli.global.state_dir.as_deref(), terminal.clone()).and_then(|session| match cli.command {
             Command::Run(args) => run::run(&args, &session),
+            Command::Plan(args) => run::plan(args, &session),
             Command::Resume(args) => resume::resume(&args, &session),
             Command::Rollback(args) => rollback::rollback(&args, &session),
             Command::Recover(args) => recover::recover(&args, &session),

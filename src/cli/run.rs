@@ -1,4 +1,5 @@
-//! `run SRC DST VM…`: clone VMs. Here: one of them; `several` has the rest.
+//! `run SRC DST VM…`: clone VMs. Here: one of them; `several` has the rest. `plan` is the same, and stops before anything is
+//! touched.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::host::{Access, Address, RealWorld};
 use crate::journal::FileJournal;
 use crate::plan::Circumstances;
 use crate::preflight::{self, Prepared, Report, Unfinished};
-use crate::report::plan::{PlanView, human};
+use crate::report::plan::Foresight;
 use crate::report::show::{suggestions, typed};
 use crate::report::status::Status;
 use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, VmSelector, stop_mode};
@@ -55,7 +56,7 @@ pub struct RunArgs {
     /// Name of the clone [default: <VM>_clone]; for one VM only
     #[arg(long, value_name = "NAME", conflicts_with_all = ["all"])]
     new_name: Option<String>,
-    /// Look and plan, print the plan, touch nothing
+    /// Look and plan, print what is in the way and the plan, touch nothing: as `plan` does
     #[arg(long)]
     dry_run: bool,
     /// Start the clone once it is finished
@@ -162,6 +163,9 @@ pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result
         prepared = prepare(request, session)?;
     }
     let Prepared { report, plan, survey, up_to_date, .. } = prepared;
+    if args.dry_run && !up_to_date {
+        return foretell(&report, plan.as_ref());
+    }
     for warning in &report.warnings {
         session.terminal.warning(&warning.to_string());
     }
@@ -169,13 +173,26 @@ pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result
         return Ok(tell_up_to_date(&survey, &report));
     }
     let plan = plan.ok_or_else(|| blocked(&report))?;
-    if args.dry_run {
-        let view = PlanView::from(&plan);
-        let value = json!({ "plan": &view, "warnings": report.warnings });
-        return Ok(Told { status: ExitStatus::Done, word: "planned".into(), txn: None, value, text: human(&view) });
-    }
     let mut journal = begin(plan, session)?;
     Ok(drive(&mut journal, AttemptPurpose::Run, None, session)?.told(&session.terminal))
+}
+
+/// `plan`: the same, and nothing is touched.
+pub fn plan(mut args: Box<RunArgs>, session: &Session) -> Result<ExitStatus, CliError> {
+    args.dry_run = true;
+    run(&args, session)
+}
+
+/// Says what would be done, and all that is in the way of it.
+fn foretell(report: &Report, plan: Option<&PlanV1>) -> Result<Told, CliError> {
+    let refused = |error: String| CliError::new(ExitStatus::Refused, error, "nothing was touched");
+    let foresight = Foresight::of(report, plan).map_err(|error| refused(error.to_string()))?;
+    let (status, word) = match plan {
+        Some(_) => (ExitStatus::Done, "planned"),
+        None => (refusal(report), "refused"),
+    };
+    let value = serde_json::to_value(&foresight).map_err(|error| refused(error.to_string()))?;
+    Ok(Told { status, word: word.into(), txn: None, value, text: foresight.human() })
 }
 
 /// An unfinished transaction of the very same request is brought to its end. `None`: it was rolling back, that is done, and
@@ -293,8 +310,6 @@ fn begin(plan: PlanV1, session: &Session) -> Result<FileJournal, CliError> {
 
 /// Everything that is in the way, at once.
 fn blocked(report: &Report) -> CliError {
-    let held = report.exit() == Some(ExitStatus::Held as u8);
-    let exit = if held { ExitStatus::Held } else { ExitStatus::Refused };
     let message = match report.blockers.len() {
         1 => "one thing is in the way; nothing was touched".to_owned(),
         count => format!("{count} things are in the way; nothing was touched"),
@@ -305,7 +320,12 @@ fn blocked(report: &Report) -> CliError {
         message: blocker.message.clone(),
         hint: blocker.advice.clone(),
     });
-    CliError { problems: problems.collect(), ..CliError::new(exit, message, "") }
+    CliError { problems: problems.collect(), ..CliError::new(refusal(report), message, "") }
+}
+
+/// How the program ends where something is in the way.
+fn refusal(report: &Report) -> ExitStatus {
+    if report.exit() == Some(ExitStatus::Held as u8) { ExitStatus::Held } else { ExitStatus::Refused }
 }
 
 /// The VMs that a command line means.
@@ -422,6 +442,7 @@ mod tests {
         let known = [
             "run",
             "clone",
+            "plan",
             "resume",
             "journal",
             "verify",

@@ -54,7 +54,7 @@ pub fn same(a: &str, b: &str) -> Result<bool, DomainError> {
     Ok(a == b || same_element(a_tree.root_element(), b_tree.root_element()))
 }
 
-fn same_element(a: Node<'_, '_>, b: Node<'_, '_>) -> bool {
+pub(super) fn same_element(a: Node<'_, '_>, b: Node<'_, '_>) -> bool {
     a.tag_name() == b.tag_name()
         && a.attributes().len() == b.attributes().len()
         && a.attributes().all(|attribute| b.attributes().any(|other| attribute == other))
@@ -255,12 +255,12 @@ impl Comparison {
     }
 }
 
-fn is_named_alike(a: roxmltree::Attribute<'_, '_>, b: roxmltree::Attribute<'_, '_>) -> bool {
+pub(super) fn is_named_alike(a: roxmltree::Attribute<'_, '_>, b: roxmltree::Attribute<'_, '_>) -> bool {
     a.name() == b.name() && a.namespace() == b.namespace()
 }
 
 /// Text that belongs to the element itself, without the white space around it.
-fn own_text(node: Node<'_, '_>) -> String {
+pub(super) fn own_text(node: Node<'_, '_>) -> String {
     let text: String = node.children().filter(Node::is_text).filter_map(|text| text.text()).collect();
     text.trim().to_owned()
 }
@@ -349,7 +349,7 @@ fn is_machine_alias(alias: &str, machine: &str) -> bool {
 }
 
 /// An element's name, with its number where its parent has several.
-fn place(node: Node<'_, '_>) -> String {
+pub(super) fn place(node: Node<'_, '_>) -> String {
     let alike = |other: &Node<'_, '_>| other.is_element() && other.tag_name() == node.tag_name();
     let before = node.prev_siblings().skip(1).filter(alike).count();
     let after = node.next_siblings().skip(1).any(|other| alike(&other));
@@ -369,12 +369,13 @@ fn show_element(node: Node<'_, '_>) -> String {
 
 /// A value for people; secrets are not shown.
 fn show_value(name: &str, value: &str) -> String {
+    if is_secret(name) { "(hidden)".to_owned() } else { format!("{value:?}") }
+}
+
+/// May what stands under this name be a secret?
+pub(super) fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    if ["passw", "secret", "key"].iter().any(|part| name.contains(part)) {
-        "(hidden)".to_owned()
-    } else {
-        format!("{value:?}")
-    }
+    ["passw", "secret", "key"].iter().any(|part| name.contains(part))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod carry;
 pub mod compare;
 pub mod definition;
+pub mod differences;
 pub mod documents;
 pub mod metadata;
 pub mod name;
@@ -20,6 +21,7 @@ pub use compare::{ReadBackError, read_back, same};
 pub use definition::{
     ChainLayer, Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,
 };
+pub use differences::{Difference, differences};
 pub use metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 pub use name::{DomainName, NameError};
 pub use rewrite::{Change, Identity, Rewrite, rewrite};

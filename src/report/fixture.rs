@@ -10,6 +10,10 @@ use journal_format::{
 /// Bytes of the disk.
 pub const DISK_BYTES: u64 = 4_000_000_000;
 
+fn definition(name: &str, uuid: &str) -> String {
+    format!("<domain type='kvm'><name>{name}</name><uuid>{uuid}</uuid><memory>1024</memory></domain>")
+}
+
 pub fn plan() -> PlanV1 {
     let endpoint = |address: &str| EndpointV1 {
         address: address.to_owned(),
@@ -38,8 +42,8 @@ pub fn plan() -> PlanV1 {
             },
         },
         clone_uuid: "7b2f3f0e-0d5d-4b55-9c1d-0123456789ab".parse().unwrap(),
-        source_definition: "<domain/>".to_owned(),
-        definition: "<domain/>".to_owned(),
+        source_definition: definition("web01", "6a1f3f0e-0d5d-4b55-9c1d-0123456789ab"),
+        definition: definition("web01_clone", "7b2f3f0e-0d5d-4b55-9c1d-0123456789ab"),
         title: None,
         autostart: false,
         directories: vec![DirectoryV1 {

@@ -1,4 +1,5 @@
-//! What `run --dry-run` says of a plan: every step, the bytes, where they go, and about how long it takes.
+//! What `plan` says: everything that is in the way or to be known, and of a plan every step, the bytes, where they go, what
+//! the clone's definition has otherwise, and about how long it takes.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,11 +12,48 @@ use super::replaced::ReplacedView;
 use super::step::{all_steps, describe};
 use super::table::lay_out;
 use super::transaction::StepId;
+use crate::domain::{Difference, DomainError};
+use crate::plan::changes::changes;
+use crate::preflight::{Blocker, Report, Warning};
 
 /// What a relay over one ssh connection is reckoned to move where nothing limits it: an estimate for people.
 const ESTIMATED_BYTES_PER_SECOND: u64 = 200_000_000;
 
-/// A plan as `run --dry-run --json` gives it.
+/// What `plan --json` gives.
+#[derive(Debug, Serialize)]
+pub struct Foresight<'a> {
+    /// The plan; `None` where something is in the way.
+    pub plan: Option<PlanView>,
+    /// What is in the way.
+    pub blockers: &'a [Blocker],
+    /// What is to be known.
+    pub warnings: &'a [Warning],
+}
+
+impl<'a> Foresight<'a> {
+    /// Of what was found, and of what would be done.
+    pub fn of(report: &'a Report, plan: Option<&PlanV1>) -> Result<Self, DomainError> {
+        let plan = plan.map(PlanView::of).transpose()?;
+        Ok(Self { plan, blockers: &report.blockers, warnings: &report.warnings })
+    }
+
+    /// For people: the plan, then what was found.
+    pub fn human(&self) -> String {
+        let mut text = self.plan.as_ref().map(human).unwrap_or_default();
+        let blockers = self.blockers.iter().map(|one| ["blocker".to_owned(), one.host.clone(), one.to_string()]);
+        let warnings = self.warnings.iter().map(|one| ["warning".to_owned(), one.host.clone(), one.to_string()]);
+        let rows: Vec<_> = blockers.chain(warnings).map(|row| row.map(|cell| cell.replace('\n', " "))).collect();
+        if rows.is_empty() {
+            text.push_str("Nothing is in the way.");
+        } else {
+            text.push_str(&lay_out(["PREFLIGHT", "HOST", "WHAT, AND WHAT TO DO"], &rows));
+        }
+        let _ = writeln!(text, "{}Nothing was touched.", if rows.is_empty() { " " } else { "\n" });
+        text
+    }
+}
+
+/// A plan as `plan --json` gives it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanView {
     /// The source host as the user named it.
@@ -36,6 +74,8 @@ pub struct PlanView {
     pub estimated_seconds: u64,
     /// The VM that would be replaced.
     pub replaces: Option<ReplacedView>,
+    /// What the clone's definition has otherwise than the source's.
+    pub changes: Vec<Difference>,
     /// Every step, in order.
     pub steps: Vec<PlannedStep>,
 }
@@ -71,15 +111,16 @@ pub struct PlannedStep {
     pub description: String,
 }
 
-impl From<&PlanV1> for PlanView {
-    fn from(plan: &PlanV1) -> Self {
+impl PlanView {
+    /// Of a plan whose definitions can be read, as those of a new one can.
+    pub fn of(plan: &PlanV1) -> Result<Self, DomainError> {
         let options = &plan.request.options;
         let allocated_bytes = plan.images.iter().map(|disk| disk.allocated_bytes).sum();
         let rate = options
             .bandwidth_limit_bytes_per_second
             .map_or(ESTIMATED_BYTES_PER_SECOND, |limit| limit.clamp(1, ESTIMATED_BYTES_PER_SECOND));
         let reading_back = if options.verify { allocated_bytes / ESTIMATED_BYTES_PER_SECOND } else { 0 };
-        Self {
+        Ok(Self {
             source: plan.request.source.address.clone(),
             vm: plan.request.vm_name.clone(),
             destination: plan.request.destination.address.clone(),
@@ -103,6 +144,7 @@ impl From<&PlanV1> for PlanView {
             allocated_bytes,
             estimated_seconds: allocated_bytes.div_ceil(rate) + reading_back,
             replaces: ReplacedView::of(plan),
+            changes: changes(plan)?,
             steps: all_steps(plan)
                 .map(|step| {
                     let words = describe(plan, step);
@@ -110,12 +152,12 @@ impl From<&PlanV1> for PlanView {
                     PlannedStep { id: step.into(), kind, object, description }
                 })
                 .collect(),
-        }
+        })
     }
 }
 
 /// The plan for people.
-pub fn human(plan: &PlanView) -> String {
+fn human(plan: &PlanView) -> String {
     let mut text = format!(
         "{} on {} would be cloned to {} on {}\n\n",
         printable(&plan.vm),
@@ -145,11 +187,15 @@ pub fn human(plan: &PlanView) -> String {
         }
         let _ = writeln!(text, "  {:>2}  {}", number + 1, printable(&step.description));
     }
+    let part = |part: &Option<String>| part.as_deref().map_or_else(|| "-".to_owned(), str::to_owned);
+    let rows: Vec<_> =
+        plan.changes.iter().map(|change| [change.path.clone(), part(&change.old), part(&change.new)]).collect();
+    let _ = write!(text, "\n{}", lay_out(["CHANGE OF THE DEFINITION", "SOURCE", "CLONE"], &rows));
     let time = duration(Duration::from_secs(plan.estimated_seconds));
     let replaced = match &plan.replaces {
         Some(old) => format!("Would be replaced: {}.", printable(&old.line())),
         None => "Nothing would be replaced.".to_owned(),
     };
-    let _ = writeln!(text, "\n{} to move, about {time}. {replaced} Nothing was touched.", bytes(plan.allocated_bytes));
+    let _ = writeln!(text, "\n{} to move, about {time}. {replaced}\n", bytes(plan.allocated_bytes));
     text
 }

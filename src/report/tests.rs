@@ -6,11 +6,13 @@ use journal_format::{AttemptPurpose, EndV1, EventV1, FindingV1, OutcomeV1, StepR
 use super::fixture::{DISK_BYTES, Journal, failure, plan};
 use super::list::{ListEntry, table};
 use super::live::LiveProgress;
+use super::plan::Foresight;
 use super::show::{choices, human, next};
 use super::status::Status;
 use super::transaction::TransactionLog;
 use crate::history::History;
 use crate::observer::Progress;
+use crate::preflight::{Blocker, BlockerKind, Report, Warning, WarningKind};
 
 const TRANSFER: StepRef = StepRef::Forward(3);
 
@@ -190,11 +192,50 @@ fn a_journal_without_a_plan_is_no_transaction() {
 
 #[test]
 fn a_plan_is_shown_whole() {
-    let view = super::plan::PlanView::from(&plan());
-    let text = super::plan::human(&view);
-    for part in ["web01 on kvm1", "web01_clone on kvm2", "1.00 GB to move", "transfer vda", "-- commit", "4.00 GB"] {
+    let (plan, report) = (plan(), Report::default());
+    let foresight = Foresight::of(&report, Some(&plan)).unwrap();
+    let text = foresight.human();
+    for part in [
+        "web01 on kvm1",
+        "web01_clone on kvm2",
+        "1.00 GB to move",
+        "transfer vda",
+        "-- commit",
+        "4.00 GB",
+        "domain/name               web01 ",
+        "7b2f3f0e-0d5d-4b55-9c1d-0123456789ab\n",
+        "<clone transaction=\"0198c0de-1111-7000-8000-0000deadbeef\">",
+        "Nothing is in the way. Nothing was touched.\n",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    let view = foresight.plan.unwrap();
+    let changed: Vec<_> = view.changes.iter().map(|change| change.path.as_str()).collect();
+    assert_eq!(changed, ["domain/name", "domain/uuid", "domain/metadata", "domain/metadata/clone"]);
     assert_eq!(view.steps.len(), 10);
     assert_eq!(view.estimated_seconds, 10, "5 s to move and 5 s to read back");
+}
+
+#[test]
+fn all_that_is_in_the_way_is_one_table() {
+    let blocker = |message: &str| Blocker {
+        kind: BlockerKind::Space,
+        host: "kvm2".into(),
+        message: message.into(),
+        advice: "Do something.".into(),
+    };
+    let warning = Warning { kind: WarningKind::Cpus, host: "b".into(), message: "few".into(), advice: String::new() };
+    let report = Report { blockers: vec![blocker("too\nlittle"), blocker("again")], warnings: vec![warning] };
+    let foresight = Foresight::of(&report, None).unwrap();
+    assert_eq!(
+        foresight.human(),
+        "PREFLIGHT  HOST  WHAT, AND WHAT TO DO\n\
+         blocker    kvm2  too little Do something.\n\
+         blocker    kvm2  again Do something.\n\
+         warning    b     few\n\
+         \nNothing was touched.\n"
+    );
+    let json = serde_json::to_value(&foresight).unwrap();
+    assert_eq!(json["plan"], serde_json::Value::Null);
+    assert_eq!((&json["blockers"][1]["kind"], &json["warnings"][0]["kind"]), (&"space".into(), &"cpus".into()));
 }

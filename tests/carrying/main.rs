@@ -5,9 +5,14 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+use std::process::Command;
 use std::time::Duration;
 
-use lab::{Disk, Host, Lab, Vm, wait_until};
+use journal_format::{EventV1, PlanV1};
+use kvm_clone::domain::differences;
+use kvm_clone::journal::{self, StateDir};
+use kvm_clone::plan::changes::changes;
+use lab::{Controller, Disk, Host, Lab, Vm, wait_until};
 
 const MIB: u64 = 1 << 20;
 /// Emulated firmware on a busy machine.
@@ -172,4 +177,68 @@ fn a_chain_that_cannot_be_followed_is_refused_by_name() {
     let refused = lab.controller().run(["run", "a", "b", "chain"]).expect(5);
     refused.says(&["the chain below disk vda", "chain-middle.qcow2 does not exist"]);
     before.1.assert_same(&lab.b().outside(), "the destination after refusals");
+}
+
+/// The lines in which two texts differ, as `diff` sees it.
+fn differing_lines(lab: &Lab, old: &str, new: &str) -> Vec<String> {
+    let file = |name: &str, text: &str| {
+        let path = lab.directory().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let diff = Command::new("diff").args([file("old.xml", old), file("new.xml", new)]).output().unwrap();
+    let lines = String::from_utf8(diff.stdout).unwrap();
+    lines.lines().filter(|line| line.starts_with(['<', '>'])).map(str::to_owned).collect()
+}
+
+/// The plan that a transaction was run with.
+fn recorded_plan(controller: &Controller, txn: &str) -> PlanV1 {
+    let state = StateDir::at(&controller.state_dir()).unwrap();
+    let records = journal::read(&state, txn.parse().unwrap()).unwrap().records;
+    match records.into_iter().next().unwrap().event {
+        EventV1::Begun { plan } => *plan,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_clone_differs_in_what_the_plan_printed_and_in_nothing_else() {
+    let lab = Lab::up();
+    let vm = uefi_vm("told").disk(Disk::qcow2(MIB)).element("<title>A &amp; B</title>").device(
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='/srv/gone.iso'/>\
+         <target dev='sda' bus='sata'/><readonly/></disk>",
+    );
+    std::fs::write(lab.a().path("/srv/gone.iso"), vec![7; 4096]).unwrap();
+    lab.a().define(&vm);
+    live_a_little(lab.a(), "told");
+    let controller = lab.controller();
+    let before = lab.outside();
+    let words = ["run", "a", "b", "told"];
+    let planned = controller.run(["plan", "a", "b", "told", "--json"]).expect(0).json();
+    assert_eq!(planned["blockers"], serde_json::json!([]));
+    before.1.assert_same(&lab.b().outside(), "the destination after a plan");
+    assert!(controller.list().is_empty(), "a plan is no transaction");
+    let dry = controller.run([&words[..], &["--dry-run", "--json"]].concat()).expect(0).json();
+
+    controller.run(words).expect(0);
+    let txn = controller.only_txn();
+    let printed = changes(&recorded_plan(&controller, &txn)).unwrap();
+    let definition = |host: &Host, name: &str| host.virsh(["dumpxml", "--inactive", "--security-info", name]);
+    let (source, clone) = (definition(lab.a(), "told"), definition(lab.b(), "told_clone"));
+    assert_eq!(differences(&source, &clone).unwrap(), printed);
+    // Another judge, line by line.
+    let lines = differing_lines(&lab, &source, &clone);
+    assert!(lines.len() > 10, "{lines:#?}");
+    for line in lines {
+        let told = printed.iter().flat_map(|one| [&one.old, &one.new]).flatten().any(|part| line.contains(&**part));
+        let is_mark = ["metadata", "kvm-clone:"].iter().any(|part| line.contains(part));
+        assert!(told || is_mark || line.contains("gone.iso"), "nobody said: {line}\n{printed:#?}");
+    }
+    // Plans before it told the same parts; what is random differs from plan to plan.
+    let paths = |plan: &serde_json::Value| {
+        let changes = plan["plan"]["changes"].as_array().unwrap().iter();
+        changes.map(|change| change["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> = printed.iter().map(|one| one.path.clone()).collect();
+    assert_eq!((paths(&planned), paths(&dry)), (expected.clone(), expected));
 }

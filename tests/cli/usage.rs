@@ -181,6 +181,7 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
     help.exits(0).holds(&[
         "run",
         "clone",
+        "plan",
         "resume",
         "rollback",
         "recover",
@@ -224,6 +225,7 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
     for later in ["--compress", "--parallel <"] {
         assert!(!run.stdout.contains(later), "{later} is promised");
     }
+    program.run(&["plan", "--help"]).exits(0).holds(&["<SRC> <DST> <VM>", "--network-map", "touch nothing"]);
     assert_eq!(program.run(&["clone", "--help"]).stdout.lines().next(), run.stdout.lines().next());
     program.run(&["--version"]).exits(0).holds(&["kvm-clone 0."]);
 }

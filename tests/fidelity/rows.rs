@@ -1,0 +1,111 @@
+//! What a VM is made of, row by row, and the test that shows what becomes of each: carried, or refused by name. None is silent:
+//! a row without a test, or with one that is gone, fails here.
+
+/// What becomes of a part of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It arrives, or is made anew as the plan says.
+    Carried,
+    /// There is no clone, and the part is named before anything is touched.
+    Refused,
+}
+use Fate::{Carried, Refused};
+
+const REWRITING: &str = include_str!("rewriting.rs");
+const LIBVIRT: &str = include_str!("libvirt.rs");
+const REFUSALS: &str = include_str!("refusals.rs");
+const IMAGES: &str = include_str!("images.rs");
+const CARRYING: &str = include_str!("../carrying/main.rs");
+const REPLACE: &str = include_str!("../replace/flags.rs");
+const REFUSED_HOSTS: &str = include_str!("../refusals/main.rs");
+const PREFLIGHT: &str = include_str!("../../src/preflight/tests.rs");
+const PLAN: &str = include_str!("../../src/plan/tests.rs");
+const NAME: &str = include_str!("../../src/domain/name.rs");
+
+/// Part, fate, and where the test is that shows it.
+const ROWS: &[(&str, Fate, &str, &str)] = &[
+    ("a name, and all names made of it", Carried, NAME, "everything_derived_from_the_longest_name_fits"),
+    (
+        "a name that libvirt or a filesystem cannot take",
+        Refused,
+        NAME,
+        "refuses_what_libvirt_or_a_file_system_cannot_take",
+    ),
+    ("UUID, SMBIOS UUID, genid, MACs", Carried, REWRITING, "everything_asked_is_there_afterwards"),
+    ("MACs that are kept", Carried, PLAN, "kept_addresses_are_kept_as_they_are_written"),
+    (
+        "a UUID that is kept",
+        Carried,
+        REPLACE,
+        "a_clone_that_keeps_its_identity_is_marked_and_replaces_no_vm_of_the_same_uuid",
+    ),
+    ("an OVS interface id, a tap device of its own name", Refused, REFUSALS, "interfaces"),
+    ("fixed ports of consoles", Carried, REWRITING, "all_is_carried_and_warnings_are_named"),
+    ("a fixed vsock CID", Refused, REFUSALS, "other_devices"),
+    ("files, sockets and logs of consoles and channels", Refused, REFUSALS, "consoles_and_channels"),
+    ("a disk's format that is not said", Refused, REFUSALS, "disks"),
+    ("headers of qcow2", Carried, IMAGES, "headers_say_what_qemu_img_says"),
+    ("raw and qcow2 files", Carried, CARRYING, "the_clone_differs_in_what_the_plan_printed_and_in_nothing_else"),
+    ("internal snapshots", Carried, CARRYING, "a_chain_arrives_whole_and_stands_on_its_own_layers"),
+    ("disks of one basename", Carried, REWRITING, "one_path_that_begins_like_another_is_not_touched"),
+    ("mode and owner", Carried, PLAN, "an_owner_that_the_destination_does_not_know_is_root_there"),
+    ("an external data file", Refused, REFUSALS, "disks"),
+    ("an encrypted image", Refused, IMAGES, "luks_is_refused"),
+    ("a backing chain", Carried, CARRYING, "a_chain_arrives_whole_and_stands_on_its_own_layers"),
+    (
+        "a backing chain that cannot be followed",
+        Refused,
+        CARRYING,
+        "a_chain_that_cannot_be_followed_is_refused_by_name",
+    ),
+    ("block devices, pool volumes, network and nvme disks", Refused, REFUSALS, "disks"),
+    ("media, shared and read-only disks", Carried, CARRYING, "a_medium_is_emptied_kept_or_copied_and_never_silently"),
+    ("UEFI variables", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),
+    ("UEFI variables that no definition names", Carried, REWRITING, "variables_are_made_explicit"),
+    (
+        "UEFI variables of other firmware",
+        Refused,
+        PREFLIGHT,
+        "firmware_of_another_size_is_refused_and_of_another_build_told",
+    ),
+    ("TPM state", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),
+    ("an encrypted TPM, a TPM of the host", Refused, REFUSALS, "other_devices"),
+    ("networks and bridges", Carried, REWRITING, "everything_asked_is_there_afterwards"),
+    ("networks and bridges that are not there", Refused, REFUSED_HOSTS, "destinations_that_cannot_take_the_clone"),
+    ("host devices, shared directories, NVDIMMs", Refused, REFUSALS, "other_devices"),
+    ("kernel, initrd, device tree, firmware in ROM", Refused, REFUSALS, "machine_and_firmware"),
+    ("arguments for QEMU, hugepages, cpusets, NUMA nodes, static labels", Refused, REFUSALS, "beside_the_devices"),
+    ("secrets of consoles", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),
+    ("secrets of disks", Refused, REFUSALS, "disks"),
+    ("libvirt snapshots, checkpoints, managed save", Refused, PREFLIGHT, "each_thing_in_the_way_is_named"),
+    ("autostart", Carried, PLAN, "what_was_asked_for_is_in_the_steps"),
+    ("title", Carried, REWRITING, "titles_come_change_and_go"),
+    ("metadata of others", Carried, REWRITING, "a_source_s_own_mark_is_replaced_and_others_metadata_kept"),
+    ("everything else in the definition", Carried, REWRITING, "every_byte_outside_of_the_named_spans_stays"),
+    (
+        "everything else, by libvirt's own word",
+        Carried,
+        LIBVIRT,
+        "libvirt_takes_every_rewritten_definition_and_keeps_all_of_it",
+    ),
+    ("an element that is not known", Refused, REFUSALS, "beside_the_devices"),
+    ("a transient domain", Refused, PREFLIGHT, "each_thing_in_the_way_is_named"),
+    ("leftovers under the new name", Refused, REFUSED_HOSTS, "destinations_that_cannot_take_the_clone"),
+];
+
+#[test]
+fn every_row_has_its_test() {
+    for (part, fate, file, test) in ROWS {
+        let heading = format!("#[test]\nfn {test}() {{");
+        let indented = format!("#[test]\n    fn {test}() {{");
+        let allowed = format!("#[allow(clippy::too_many_lines)] // a table\nfn {test}() {{");
+        let is_there = [heading, indented, allowed].iter().any(|form| file.contains(form.as_str()));
+        assert!(is_there, "{part} ({fate:?}): the test {test} is gone");
+    }
+}
+
+#[test]
+fn no_part_is_named_twice() {
+    let parts: std::collections::BTreeSet<_> = ROWS.iter().map(|row| row.0).collect();
+    assert_eq!(parts.len(), ROWS.len());
+}
