@@ -139,6 +139,8 @@ pub struct FilesystemFacts {
     pub kind: String,
     /// Mounted read-only.
     pub read_only: bool,
+    /// The path itself may be written to, as far as the kernel says beforehand.
+    pub writable: bool,
     /// Reached over a network (NFS, CIFS, Ceph, Gluster).
     pub network: bool,
 }
@@ -245,8 +247,25 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// CPUs online.
     pub cpus: u32,
+    /// How far its clock is ahead of the controller's, about: milliseconds, negative where it is behind.
+    pub clock_ahead_ms: i64,
     /// The host's capabilities document (`virConnectGetCapabilities`).
     pub capabilities: String,
+}
+
+/// What `qemu-img check` says of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageCheck {
+    /// Its tables are whole.
+    Whole,
+    /// Clusters are lost, which takes space and does no harm.
+    Leaks(String),
+    /// Its tables contradict each other; in its words.
+    Broken(String),
+    /// It could not be checked; why.
+    Unchecked(String),
+    /// The host has no `qemu-img`.
+    NoTool,
 }
 
 /// What a copy or a hash reports while it runs; errors end it with `FaultKind::Sink`.
@@ -377,6 +396,11 @@ pub trait Host {
     /// Number of a user and of a group by name.
     fn ids_of(&self, user: &str, group: &str) -> Result<(Option<u32>, Option<u32>), Fault>;
 
+    /// What `qemu-img check` says of a qcow2 image, which it only reads. Within a bound of its own.
+    fn check_qcow2(&self, path: &str) -> Result<ImageCheck, Fault>;
+    /// The version of swtpm, such as `0.7.1`; `None` where there is none.
+    fn swtpm_version(&self) -> Result<Option<String>, Fault>;
+
     /// Makes a directory; `AlreadyExists` when the name is taken.
     fn make_dir(&self, path: &str, mode: u32) -> Result<Inode, Fault>;
     /// Makes a file with this content; `AlreadyExists` when the name is taken.
@@ -452,6 +476,9 @@ pub trait Host {
     fn native_command(&self, definition: &str) -> Result<String, Fault>;
     /// `virConnectGetDomainCapabilities` for an architecture, machine and virtualization type.
     fn domain_capabilities(&self, arch: &str, machine: &str, virt_type: &str) -> Result<String, Fault>;
+    /// What the host's QEMU lacks of a `<cpu>` (`virConnectCompareHypervisorCPU`), in libvirt's words; `None`: nothing, or it
+    /// cannot be said. An empty architecture or machine lets libvirt choose.
+    fn lacks_of_cpu(&self, arch: &str, machine: &str, virt_type: &str, cpu: &str) -> Result<Option<String>, Fault>;
     /// All networks.
     fn networks(&self) -> Result<Vec<NetworkFacts>, Fault>;
     /// All pools.

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use kvm_clone_agent::protocol::{Failure, FilesystemFacts};
 use nix::sys::statfs::statfs;
 use nix::sys::statvfs::FsFlags;
+use nix::unistd::{AccessFlags, access};
 
 use crate::failure::{errno, refused};
 
@@ -61,6 +62,8 @@ pub fn filesystem(path: &str) -> Result<FilesystemFacts, Failure> {
         available_inodes: (found.files() > 0).then(|| found.files_free()),
         kind,
         read_only: found.flags().contains(FsFlags::ST_RDONLY),
+        // Also what is immutable, or what a server keeps its clients' root from.
+        writable: access(path, AccessFlags::W_OK).is_ok(),
         network,
     })
 }

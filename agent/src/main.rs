@@ -26,6 +26,7 @@ mod relay;
 mod requests;
 mod send;
 mod session;
+mod tools;
 
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_clone_agent::protocol::{AGENT_COMM, Failure, FailureKind, Hello, PROTOCOL_VERSION, ProcessId};
 use nix::sys::signal::{Signal, kill};
@@ -24,6 +24,8 @@ pub fn hello() -> Result<Hello, Failure> {
         .started;
     let number = |variable| sysconf(variable).ok().flatten().and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
     let hostname = nix::unistd::gethostname().map_err(|error| refused("host name", error))?;
+    // A clock before 1970 is as wrong as one at it.
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Hello {
         protocol: PROTOCOL_VERSION,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -33,6 +35,7 @@ pub fn hello() -> Result<Hello, Failure> {
         hostname: hostname.to_string_lossy().into_owned(),
         memory_bytes: number(SysconfVar::_PHYS_PAGES).saturating_mul(number(SysconfVar::PAGE_SIZE)),
         cpus: u32::try_from(number(SysconfVar::_NPROCESSORS_ONLN)).unwrap_or(0),
+        clock_ms: u64::try_from(clock.as_millis()).unwrap_or(u64::MAX),
     })
 }
 

@@ -29,7 +29,7 @@ pub use codec::{
     ProtocolError, decode_message, decode_reply, decode_request, decode_steer, encode_message, encode_reply,
     encode_request, encode_steer,
 };
-pub use facts::{FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId};
+pub use facts::{FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
 pub use frame::{
     CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, PIECE_BYTES_MAX, PIECE_HEADER_BYTES,
     PREAMBLE, PROTOCOL_VERSION, PieceHeader, RELAY_BYTES_MAX, split_frame,
@@ -63,6 +63,10 @@ pub const PATCHES_MAX: usize = 16;
 pub const PATCH_BYTES_MAX: usize = 4096;
 /// Bytes of a file that `Read` gives at most.
 pub const READ_BYTES_MAX: u64 = 3 << 20;
+/// How long a tool may run: a host with a busy disk takes its time for the tables of a large image.
+pub const TOOL_SECONDS_MAX: u64 = 20;
+/// Bytes of what a tool says at most.
+pub const TOOL_WORDS_BYTES_MAX: usize = 4096;
 /// Bytes outstanding on a stream of chunks at most; a grant beyond it is cut to it. At least two chunks of any size.
 pub const CREDIT_BYTES_MAX: u64 = 32 << 20;
 /// What the controller may send on a `ReceiveChunks` stream before the first grant.
@@ -124,6 +128,12 @@ pub enum Request {
         user: String,
         /// Group's name.
         group: String,
+    },
+
+    /// Runs a program that only looks, within [`TOOL_SECONDS_MAX`] (`TimedOut`). Only in the role `Look`. Reply: `Ran`.
+    RunTool {
+        /// Which.
+        tool: Tool,
     },
 
     /// Makes a directory with exactly these permission bits. Changing. Reply: `Made`.
@@ -294,6 +304,8 @@ pub enum Reply {
     },
     /// To `LockOwner`.
     OwnerLock(OwnerLock),
+    /// To `RunTool`; `None`: the host does not have it.
+    Ran(Option<Ran>),
 }
 
 /// About a stream, ahead of everything that waits in it.

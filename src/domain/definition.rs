@@ -32,6 +32,10 @@ pub struct Definition {
     pub emulator: Option<String>,
     /// `mode` of `<cpu>`, such as `host-passthrough`.
     pub cpu_mode: Option<String>,
+    /// The whole `<cpu>`, as written.
+    pub cpu: Option<String>,
+    /// `check` of `<cpu>`: `none` starts with what the host has, whatever is missing.
+    pub cpu_check: Option<String>,
     /// The UUID that the guest sees in its SMBIOS tables, where the definition names one.
     pub sysinfo_uuid: Option<String>,
     /// The VM generation id, where the definition has one with a value.
@@ -270,6 +274,8 @@ impl Definition {
             os: child(domain, "os").map(read_os).unwrap_or_default(),
             emulator: devices.and_then(|devices| text_of(devices, "emulator")),
             cpu_mode: child(domain, "cpu").and_then(|cpu| attribute(cpu, "mode")),
+            cpu: child(domain, "cpu").map(|cpu| text[cpu.range()].to_owned()),
+            cpu_check: child(domain, "cpu").and_then(|cpu| attribute(cpu, "check")),
             sysinfo_uuid: sysinfo_uuid(domain).map(|entry| content(entry).trim().to_owned()),
             genid: text_of(domain, "genid"),
             disks,

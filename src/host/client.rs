@@ -9,7 +9,7 @@ mod stream;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use journal_format::TxnId;
@@ -35,10 +35,18 @@ const BULK_FRAMES_MAX: usize = 16;
 /// How long an agent may take to end.
 const END_SECONDS_MAX: u64 = 5;
 
+/// How many milliseconds a clock is ahead of this time.
+fn ahead_of(now: SystemTime, clock_ms: u64) -> i64 {
+    let now_ms = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let ahead = i128::from(clock_ms) - i128::try_from(now_ms).unwrap_or(i128::MAX);
+    i64::try_from(ahead).unwrap_or(if ahead < 0 { i64::MIN } else { i64::MAX })
+}
+
 /// An agent that said hello and was told what it is for.
 pub(super) struct Client {
     shared: Arc<Shared>,
     hello: Hello,
+    clock_ahead_ms: i64,
     lifeline: Mutex<Option<Lifeline>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -98,6 +106,7 @@ impl Client {
                 return Err(refuse(FaultKind::TimedOut, detail));
             }
         };
+        let clock_ahead_ms = ahead_of(SystemTime::now(), hello.clock_ms);
         let (urgent, urgent_queue) = mpsc::unbounded_channel();
         let (bulk, bulk_queue) = mpsc::channel(BULK_FRAMES_MAX);
         let shared = Arc::new(Shared {
@@ -115,7 +124,8 @@ impl Client {
             tokio::spawn(write(outgoing, urgent_queue, bulk_queue, Arc::clone(&shared))),
             tokio::spawn(reader::read(incoming, rest, Arc::clone(&shared))),
         ];
-        let client = Self { shared, hello, lifeline: Mutex::new(Some(lifeline)), tasks: Mutex::new(tasks) };
+        let client =
+            Self { shared, hello, clock_ahead_ms, lifeline: Mutex::new(Some(lifeline)), tasks: Mutex::new(tasks) };
         let attach = Attach { txn, role, silence_seconds: SILENCE_SECONDS_MAX, overrides };
         let bound = Duration::from_secs(HELLO_SECONDS_MAX);
         client.request(&Request::Attach(attach), bound, || "start the agent".into()).await?;
@@ -125,6 +135,11 @@ impl Client {
     /// What the agent said of itself and its host.
     pub(super) fn hello(&self) -> &Hello {
         &self.hello
+    }
+
+    /// How far the host's clock was ahead of this machine's when it said hello, about.
+    pub(super) fn clock_ahead_ms(&self) -> i64 {
+        self.clock_ahead_ms
     }
 
     /// The host's name, as the user gave it.

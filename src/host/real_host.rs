@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use journal_format::{DomainUuid, Inode};
-use kvm_clone_agent::protocol::{self as wire, Reply, Request};
+use kvm_clone_agent::protocol::{self as wire, Ran, Reply, Request, Tool};
 
 use super::client::Client;
 use super::connect::{Connector, Role};
@@ -13,7 +13,7 @@ use super::copy;
 use super::libvirt::Libvirt;
 use crate::world::{
     ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, HashJob, Host,
-    HostFacts, NetworkFacts, OwnerLock, PoolFacts, ProcessId,
+    HostFacts, ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId,
 };
 
 /// How long the agent may take for what touches little: it may wait for a busy disk.
@@ -93,6 +93,18 @@ impl RealHost {
     ) -> Result<T, Fault> {
         self.ask(request, QUICK_SECONDS_MAX, operation, understand)
     }
+
+    fn run_tool<T>(
+        &self,
+        tool: Tool,
+        operation: impl Fn() -> String,
+        understand: impl FnOnce(Option<Ran>) -> T,
+    ) -> Result<T, Fault> {
+        self.quick(&Request::RunTool { tool }, operation, |reply| match reply {
+            Reply::Ran(ran) => Some(understand(ran)),
+            _ => None,
+        })
+    }
 }
 
 impl Drop for RealHost {
@@ -126,6 +138,7 @@ impl Host for RealHost {
             hypervisor_version: libvirt.hypervisor_version,
             memory_bytes: hello.memory_bytes,
             cpus: hello.cpus,
+            clock_ahead_ms: self.client.clock_ahead_ms(),
             capabilities: libvirt.capabilities,
         })
     }
@@ -210,6 +223,20 @@ impl Host for RealHost {
                 _ => None,
             },
         )
+    }
+
+    fn check_qcow2(&self, path: &str) -> Result<ImageCheck, Fault> {
+        match self.run_tool(Tool::CheckQcow2 { path: path.into() }, || format!("check the image {path}"), image_check) {
+            Err(fault) if fault.kind == FaultKind::TimedOut && self.client.check("look on").is_ok() => {
+                Ok(ImageCheck::Unchecked(fault.detail))
+            }
+            checked => checked,
+        }
+    }
+
+    fn swtpm_version(&self) -> Result<Option<String>, Fault> {
+        let understand = |ran: Option<Ran>| ran.and_then(|ran| swtpm_version(&ran.words));
+        self.run_tool(Tool::SwtpmVersion, || "ask for the version of swtpm".into(), understand)
     }
 
     fn make_dir(&self, path: &str, mode: u32) -> Result<Inode, Fault> {
@@ -376,6 +403,10 @@ impl Host for RealHost {
         self.block_on(self.libvirt.domain_capabilities(arch, machine, virt_type))
     }
 
+    fn lacks_of_cpu(&self, arch: &str, machine: &str, virt_type: &str, cpu: &str) -> Result<Option<String>, Fault> {
+        self.block_on(self.libvirt.lacks_of_cpu([arch, machine, virt_type], cpu))
+    }
+
     fn networks(&self) -> Result<Vec<NetworkFacts>, Fault> {
         self.block_on(self.libvirt.networks())
     }
@@ -416,6 +447,24 @@ fn file_stat(stat: wire::FileStat) -> FileStat {
     }
 }
 
+/// By the exit status that qemu-img's manual gives for `check`.
+fn image_check(ran: Option<Ran>) -> ImageCheck {
+    let Some(Ran { status, words }) = ran else { return ImageCheck::NoTool };
+    match status {
+        Some(0) => ImageCheck::Whole,
+        Some(2) => ImageCheck::Broken(words),
+        Some(3) => ImageCheck::Leaks(words),
+        _ => ImageCheck::Unchecked(words),
+    }
+}
+
+/// `TPM emulator version 0.7.1, Copyright …`
+fn swtpm_version(words: &str) -> Option<String> {
+    let (_, rest) = words.split_once("version ")?;
+    let version = rest.split([',', ' ', '\n']).next()?;
+    version.starts_with(|first: char| first.is_ascii_digit()).then(|| version.to_owned())
+}
+
 fn filesystem_facts(facts: wire::FilesystemFacts) -> FilesystemFacts {
     FilesystemFacts {
         device: facts.device,
@@ -423,6 +472,26 @@ fn filesystem_facts(facts: wire::FilesystemFacts) -> FilesystemFacts {
         available_inodes: facts.available_inodes,
         kind: facts.kind,
         read_only: facts.read_only,
+        writable: facts.writable,
         network: facts.network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_tool_says_is_understood() {
+        let said = |status, words: &str| image_check(Some(Ran { status, words: words.into() }));
+        assert_eq!(image_check(None), ImageCheck::NoTool);
+        assert_eq!(said(Some(0), "No errors were found on the image."), ImageCheck::Whole);
+        assert_eq!(said(Some(2), "bad"), ImageCheck::Broken("bad".into()));
+        assert_eq!(said(Some(3), "lost"), ImageCheck::Leaks("lost".into()));
+        assert_eq!(said(Some(1), "no"), ImageCheck::Unchecked("no".into()));
+        assert_eq!(said(None, ""), ImageCheck::Unchecked(String::new()));
+        let version = swtpm_version("TPM emulator version 0.7.1, Copyright (c) 2014-2021");
+        assert_eq!(version.as_deref(), Some("0.7.1"));
+        assert_eq!(swtpm_version("usage: swtpm"), None);
     }
 }

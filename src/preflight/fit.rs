@@ -1,11 +1,16 @@
 //! Does the VM fit the destination? Networks, emulator, memory, CPUs, versions, and what others have already.
 
+use std::time::Duration;
+
 use super::{BlockerKind, Report, WarningKind};
 use crate::domain::DiskDevice;
-use crate::report::quantity::bytes;
+use crate::report::quantity::{bytes, duration};
 use crate::request::Request;
 use crate::shell::shell_word;
 use crate::survey::{EmulatorFacts, FirmwareFacts, Neighbour, Rehearsal, Survey};
+
+/// Clocks that are further apart are told. What the link itself takes is well below.
+const CLOCK_SECONDS_MAX: u64 = 5;
 
 pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
     check_networks(report, request, survey);
@@ -13,8 +18,11 @@ pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
     check_mappings(report, request, survey);
     check_media(report, survey);
     check_emulator(report, survey);
+    check_cpu(report, survey);
     check_size(report, survey);
     check_versions(report, survey);
+    check_swtpm(report, survey);
+    check_clocks(report, survey);
     if request.preserve_mac {
         check_macs(report, survey);
     }
@@ -182,6 +190,57 @@ fn check_emulator(report: &mut Report, survey: &Survey) {
             "",
         ),
         (EmulatorFacts::Path(_), _) => {}
+    }
+}
+
+/// A CPU by model and features. `check='none'` lets QEMU start it without what is missing.
+fn check_cpu(report: &mut Report, survey: &Survey) {
+    let Some(words) = &survey.destination.cpu_lacks else { return };
+    let host = survey.destination.name.as_str();
+    let advice = "Give the VM a CPU model that both hosts have (virsh edit).";
+    if survey.source.definition.cpu_check.as_deref() == Some("none") {
+        let message = format!("{host}: the guest will see another CPU than the definition says: {words}.");
+        report.warn(WarningKind::CpuFeatures, host, message, advice);
+    } else {
+        let message = format!("{host}: the clone's CPU cannot be had here: {words}.");
+        report.block(BlockerKind::Cpu, host, message, advice);
+    }
+}
+
+fn check_swtpm(report: &mut Report, survey: &Survey) {
+    let Some(ours) = &survey.source.swtpm else { return };
+    let (from, host) = (survey.source.name.as_str(), survey.destination.name.as_str());
+    let message = match &survey.destination.swtpm {
+        None => format!("{host}: there is no swtpm, and {from} has {ours}: the clone's TPM cannot be started here."),
+        Some(theirs) if is_older(theirs, ours) => {
+            format!("{host} has swtpm {theirs}, older than the {ours} of {from}: it may not read the TPM's state.")
+        }
+        Some(_) => return,
+    };
+    report.warn(WarningKind::OlderSwtpm, host, message, "Install swtpm there as it is on the source.");
+}
+
+/// Compares versions number by number.
+fn is_older(version: &str, other: &str) -> bool {
+    let numbers = |text: &str| text.split('.').map(|part| part.parse().unwrap_or(0_u64)).collect::<Vec<_>>();
+    numbers(version) < numbers(other)
+}
+
+/// Clocks that are apart make times in logs lie, and certificates fail.
+fn check_clocks(report: &mut Report, survey: &Survey) {
+    let sides = [(&survey.source.name, &survey.source.host), (&survey.destination.name, &survey.destination.host)];
+    for (host, facts) in sides {
+        let seconds = facts.clock_ahead_ms / 1000;
+        if seconds.unsigned_abs() > CLOCK_SECONDS_MAX {
+            let side = if seconds > 0 { "ahead of" } else { "behind" };
+            let apart = duration(Duration::from_secs(seconds.unsigned_abs()));
+            report.warn(
+                WarningKind::Clock,
+                host,
+                format!("{host}: its clock is {apart} {side} this machine's."),
+                "Let both keep time (chrony, systemd-timesyncd).",
+            );
+        }
     }
 }
 

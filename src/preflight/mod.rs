@@ -73,6 +73,8 @@ pub enum BlockerKind {
     DiskKind,
     /// A qcow2 disk has a header that is none.
     DiskHeader,
+    /// The tables of a qcow2 disk contradict each other.
+    DiskTables,
     /// What a disk's image is on top of cannot be carried.
     Chain,
     /// A domain of the clone's name exists.
@@ -103,6 +105,8 @@ pub enum BlockerKind {
     NotADirectory,
     /// A filesystem is mounted read-only.
     ReadOnly,
+    /// A directory cannot be written to, though its filesystem can.
+    NotWritable,
     /// A filesystem has no hard links.
     NoHardLinks,
     /// `.kvm-clone` in a directory is something else than a directory of the same filesystem.
@@ -123,6 +127,8 @@ pub enum BlockerKind {
     MediumMissing,
     /// The destination has no emulator for the VM.
     Emulator,
+    /// The destination's CPU lacks what the VM must have.
+    Cpu,
     /// The destination's libvirt refuses the clone's definition.
     Rehearsal,
     /// The destination has other firmware than the VM's variables belong to.
@@ -156,6 +162,14 @@ pub enum WarningKind {
     Memory,
     /// The VM has more CPUs than the destination.
     Cpus,
+    /// The destination's CPU lacks what the VM is to have, and it starts without.
+    CpuFeatures,
+    /// The tables of a qcow2 disk could not be checked, or have lost space.
+    DiskTables,
+    /// The clock of a host differs from the controller's.
+    Clock,
+    /// The destination's swtpm is older than the source's, or not known.
+    OlderSwtpm,
     /// The destination's libvirt is older than the source's.
     OlderLibvirt,
     /// The destination's QEMU is older than the source's.

@@ -225,6 +225,14 @@ fn check_filesystem(report: &mut Report, survey: &Survey, directory: &DirectoryF
             "Remount it for writing; after an error of the disk, check it first.",
         );
     }
+    if !directory.filesystem.read_only && !directory.filesystem.writable {
+        report.block(
+            BlockerKind::NotWritable,
+            host,
+            format!("{host}: root cannot write to {path}, though its filesystem is not mounted read-only."),
+            "See whether it is immutable (`lsattr -d`), or on a server that keeps root out (root_squash).",
+        );
+    }
     if NO_HARD_LINKS.contains(&directory.filesystem.kind.as_str()) {
         report.block(
             BlockerKind::NoHardLinks,

@@ -9,7 +9,7 @@ use crate::domain::DomainName;
 use crate::request::Target;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
 use crate::survey::{ClaimFacts, EmulatorFacts, SourceImage};
-use crate::world::{DomainState, FileKind, NetworkFacts};
+use crate::world::{DomainState, FileKind, ImageCheck, NetworkFacts};
 
 type Spoil = fn(&mut Request, &mut Survey);
 
@@ -151,6 +151,13 @@ fn each_thing_in_the_way_is_named() {
         (B::NotADirectory, |_, s| images(s).stat.kind = FileKind::File, &[IMAGES, "not a directory"]),
         (B::ReadOnly, |_, s| images(s).filesystem.read_only = true, &[IMAGES, "read-only"]),
         (B::ReadOnly, |_, s| s.destination.record.filesystem.read_only = true, &["/var/lib", "read-only"]),
+        (B::NotWritable, |_, s| images(s).filesystem.writable = false, &[IMAGES, "root cannot write", "lsattr"]),
+        (
+            B::DiskTables,
+            |_, s| drop(s.source.checks.insert(0, ImageCheck::Broken("2 errors were\nfound on the image.".into()))),
+            &["kvm1", "vda", "disk.img", "(2 errors were found on the image).", "qemu-img check -r all"],
+        ),
+        (B::Cpu, |_, s| s.destination.cpu_lacks = Some("no avx512f".into()), &["kvm2", "no avx512f", "virsh edit"]),
         (B::NoHardLinks, |_, s| images(s).filesystem.kind = "vfat".into(), &[IMAGES, "vfat"]),
         (
             B::StagingParent,
@@ -240,6 +247,32 @@ fn each_thing_to_be_known_is_a_warning_and_hinders_nothing() {
             |_, s| s.destination.emulator = EmulatorFacts::Path("/usr/bin/qemu-kvm".into()),
             &["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-kvm"],
         ),
+        (
+            W::CpuFeatures,
+            |_, s| {
+                s.source.definition.cpu_check = Some("none".into());
+                s.destination.cpu_lacks = Some("no avx512f".into());
+            },
+            &["kvm2", "another CPU", "no avx512f"],
+        ),
+        (
+            W::DiskTables,
+            |_, s| drop(s.source.checks.insert(0, ImageCheck::Leaks("7 leaked clusters.".into()))),
+            &["kvm1", "vda", "lost", "(7 leaked clusters)"],
+        ),
+        (
+            W::DiskTables,
+            |_, s| drop(s.source.checks.insert(0, ImageCheck::Unchecked("did not end within 20 s".into()))),
+            &["could not be checked", "20 s"],
+        ),
+        (W::Clock, |_, s| s.destination.host.clock_ahead_ms = 6_000, &["kvm2", "6s ahead of"]),
+        (W::Clock, |_, s| s.source.host.clock_ahead_ms = -3_600_000, &["kvm1", "behind"]),
+        (
+            W::OlderSwtpm,
+            |_, s| (s.source.swtpm, s.destination.swtpm) = (Some("0.10.0".into()), Some("0.7.1".into())),
+            &["kvm2", "swtpm 0.7.1", "the 0.10.0 of kvm1"],
+        ),
+        (W::OlderSwtpm, |_, s| s.source.swtpm = Some("0.7.1".into()), &["kvm2", "there is no swtpm"]),
         (W::OwnerUnknown, |_, s| image(s, 1).owner.user = None, &["vdb", "64055:kvm"]),
     ];
     for (row, (kind, spoil, words)) in table.iter().enumerate() {
@@ -411,4 +444,14 @@ fn libvirts_own_refusal_is_passed_on() {
     fit::check_rehearsal(&mut report, &sample::survey(), &refused);
     assert_eq!(report.blockers[0].kind, BlockerKind::Rehearsal);
     assert!(report.blockers[0].message.contains("unsupported configuration: x"));
+}
+
+#[test]
+fn what_is_well_is_not_told() {
+    let report = report_of(|_, survey| {
+        survey.source.checks.extend([(0, ImageCheck::Whole), (1, ImageCheck::NoTool)]);
+        survey.source.host.clock_ahead_ms = -4_900;
+        (survey.source.swtpm, survey.destination.swtpm) = (Some("0.7.1".into()), Some("0.7.1".into()));
+    });
+    assert_eq!(report, Report::default());
 }

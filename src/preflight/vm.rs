@@ -7,7 +7,7 @@ use crate::domain::qcow2::Header;
 use crate::domain::{Carriage, uncarried, uncarried_image};
 use crate::shell::shell_word;
 use crate::survey::{Below, ImageFacts, SourceFile, SourceImage, Survey};
-use crate::world::{DomainState, FileKind};
+use crate::world::{DomainState, FileKind, ImageCheck};
 
 pub(super) fn check(report: &mut Report, survey: &Survey) {
     check_state(report, survey);
@@ -20,6 +20,11 @@ pub(super) fn check(report: &mut Report, survey: &Survey) {
     }
     for file in &survey.source.files {
         check_file(report, survey, file);
+    }
+    for (at, check) in &survey.source.checks {
+        if let Some(file) = survey.source.files.get(*at) {
+            check_tables(report, survey, file, check);
+        }
     }
 }
 
@@ -136,6 +141,40 @@ fn check_header(report: &mut Report, survey: &Survey, file: &SourceFile, image: 
             );
         }
     }
+}
+
+/// What `qemu-img check` said. Where it is not there, nobody can say anything.
+fn check_tables(report: &mut Report, survey: &Survey, file: &SourceFile, check: &ImageCheck) {
+    let (host, what, path) = (survey.source.name.as_str(), file.what(), &file.path);
+    let mut tell = |words: &str, meaning: &str, advice: &str| {
+        let message = format!("{host}: {what}: {path}: {meaning} ({}).", one_line(words));
+        report.warn(WarningKind::DiskTables, host, message, advice);
+    };
+    match check {
+        ImageCheck::Whole | ImageCheck::NoTool => {}
+        ImageCheck::Leaks(words) => tell(
+            words,
+            "`qemu-img check` finds space that is lost, and the clone will have it too",
+            "It does no harm; `qemu-img check -r leaks` gives it back.",
+        ),
+        ImageCheck::Unchecked(words) => {
+            tell(words, "its tables could not be checked", "`qemu-img check` on that host says more.");
+        }
+        ImageCheck::Broken(words) => report.block(
+            BlockerKind::DiskTables,
+            host,
+            format!(
+                "{host}: {what}: {path}: `qemu-img check` finds errors, and a clone would have them too ({}).",
+                one_line(words)
+            ),
+            "Keep a copy of it, and repair it: `qemu-img check -r all IMAGE`.",
+        ),
+    }
+}
+
+/// The words of a tool, as part of a sentence.
+fn one_line(words: &str) -> String {
+    words.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
 }
 
 /// Bytes that the clone's image may come to take, before any margin.

@@ -53,6 +53,8 @@ pub(super) fn survey(
         old: None,
         claim: claim(host, new_name)?,
         emulator: emulator(host, &source.definition)?,
+        cpu_lacks: cpu_lacks(host, &source.definition)?,
+        swtpm: swtpm(host, &source.definition)?,
         owners: owners(host, source)?,
     })
 }
@@ -158,6 +160,21 @@ fn emulator(host: &dyn Host, definition: &Definition) -> Result<EmulatorFacts, F
         },
         Err(words) => EmulatorFacts::Refused(words),
     })
+}
+
+/// What the host's QEMU lacks of a CPU that is named by model and features. Others are what the host has.
+fn cpu_lacks(host: &dyn Host, definition: &Definition) -> Result<Option<String>, Fault> {
+    let os = &definition.os;
+    let (arch, machine) = (os.arch.as_deref().unwrap_or(""), os.machine.as_deref().unwrap_or(""));
+    match (&definition.cpu, definition.cpu_mode.as_deref()) {
+        (Some(cpu), Some("custom")) => host.lacks_of_cpu(arch, machine, &definition.virt_type, cpu),
+        _ => Ok(None),
+    }
+}
+
+/// The version of swtpm, where it matters.
+pub(super) fn swtpm(host: &dyn Host, definition: &Definition) -> Result<Option<String>, Fault> {
+    definition.tpm.map_or(Ok(None), |_| host.swtpm_version())
 }
 
 /// Numbers on the destination of the names that own the source's images.

@@ -21,7 +21,8 @@ use journal_format::{ImageFormat, ImageRoleV1};
 use crate::domain::{Definition, DomainError, DomainName, NameError};
 use crate::request::{Request, VmSelector};
 use crate::world::{
-    DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, Host, HostFacts, NetworkFacts, PoolFacts,
+    DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck, NetworkFacts,
+    PoolFacts,
 };
 
 /// VMs that a message names, at most.
@@ -60,6 +61,10 @@ pub struct SourceSurvey {
     pub files: Vec<SourceFile>,
     /// The firmware in flash memory that the host starts it with, for a VM that has variables of it.
     pub firmware: Option<FirmwareFacts>,
+    /// The version of swtpm, for a VM with an emulated TPM.
+    pub swtpm: Option<String>,
+    /// What `qemu-img check` says of the qcow2 images of a VM that is off, by their place in `files`.
+    pub checks: BTreeMap<usize, ImageCheck>,
     /// The directories of its TPM's state, outermost first; none without such a state.
     pub tpm_directories: Vec<DirectoryAttributes>,
     /// All domains of the host, the VM among them.
@@ -213,6 +218,10 @@ pub struct DestinationSurvey {
     pub claim: Option<ClaimFacts>,
     /// What the host's QEMU makes of the VM's architecture, machine type and virtualization.
     pub emulator: EmulatorFacts,
+    /// What its QEMU lacks of the VM's CPU, in libvirt's words.
+    pub cpu_lacks: Option<String>,
+    /// The version of swtpm, for a VM with an emulated TPM.
+    pub swtpm: Option<String>,
     /// Numbers of the owners that the source's images have by name.
     pub owners: BTreeMap<OwnerNames, OwnerNumbers>,
 }

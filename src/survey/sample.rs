@@ -113,6 +113,7 @@ pub(crate) fn host_facts(machine: &str) -> HostFacts {
         hypervisor_version: 7_002_000,
         memory_bytes: 64 * GIB,
         cpus: 16,
+        clock_ahead_ms: 0,
         capabilities: String::new(),
     }
 }
@@ -129,6 +130,7 @@ pub(crate) fn directory(path: &str, device: u64, available_bytes: u64) -> Direct
             available_inodes: Some(1_000_000),
             kind: "ext4".into(),
             read_only: false,
+            writable: true,
             network: false,
         },
         staging_parent: None,
@@ -170,6 +172,8 @@ pub(crate) fn survey() -> Survey {
                 disk(1, "vdb", ImageFormat::Raw, "/srv/data/disk.img", 3 * GIB),
             ],
             firmware: None,
+            swtpm: None,
+            checks: BTreeMap::new(),
             tpm_directories: Vec::new(),
             definition,
             neighbours: vec![itself],
@@ -192,6 +196,8 @@ pub(crate) fn survey() -> Survey {
             old: None,
             claim: None,
             emulator: EmulatorFacts::Path("/usr/bin/qemu-system-x86_64".into()),
+            cpu_lacks: None,
+            swtpm: None,
             owners: BTreeMap::from([(owner_names(), OwnerNumbers { user: Some(64055), group: Some(108) })]),
         },
         new_name: DomainName::new("web01_clone").unwrap(),

@@ -1,15 +1,18 @@
 //! The source's half of the survey.
 
+use std::collections::BTreeMap;
+
 use super::accounts::Accounts;
+use super::destination::swtpm;
 use super::neighbours::neighbours;
 use super::{Below, DirectoryAttributes, ImageFacts, SourceFile, SourceImage, SourceSurvey, SurveyError};
 use super::{chain, firmware, words_of_refusal};
 use journal_format::{ImageFormat, ImageRoleV1};
 
-use crate::domain::qcow2::HEADER_READ_BYTES;
+use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
 use crate::domain::{Definition, Variables, places};
 use crate::request::{Request, TpmState, VmSelector};
-use crate::world::{DomainFacts, Fault, FaultKind, FileKind, Host};
+use crate::world::{DomainFacts, DomainState, Fault, FaultKind, FileKind, Host, ImageCheck};
 
 pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey, SurveyError> {
     let vm = find_vm(host, &request.vm)?;
@@ -53,9 +56,12 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
                 .collect::<Result<_, Fault>>()?;
         }
     }
+    let checks = if vm.brief.state == DomainState::ShutOff { checks(host, &files)? } else { BTreeMap::new() };
     Ok(SourceSurvey {
         name: host.name(),
         host: host.facts()?,
+        swtpm: swtpm(host, &definition)?,
+        checks,
         vm,
         definition,
         files,
@@ -83,6 +89,15 @@ pub(super) fn disk_images(
         chain::follow(host, accounts, &mut files, top, written)?;
     }
     Ok(files)
+}
+
+/// Whether the tables of the qcow2 images are whole. Of one that a guest writes to nobody could say.
+fn checks(host: &dyn Host, files: &[SourceFile]) -> Result<BTreeMap<usize, ImageCheck>, Fault> {
+    let images = files.iter().enumerate().filter(|(_, file)| file.format == ImageFormat::Qcow2);
+    images
+        .filter_map(|(at, file)| Some((at, file.image().filter(|image| Header::read(&image.head).is_ok())?)))
+        .map(|(at, image)| Ok((at, host.check_qcow2(&image.path)?)))
+        .collect()
 }
 
 fn directory_attributes(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<DirectoryAttributes, Fault> {

@@ -3,7 +3,7 @@
 use journal_format::{DomainUuid, Inode};
 use kvm_clone::world::{
     ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, HashJob, Host, HostFacts,
-    NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side,
+    ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side,
 };
 
 use crate::content::Content;
@@ -226,6 +226,14 @@ impl Host for SimHost {
         };
         let ids = (of(user), of(group));
         self.look(&|| format!("ids of {user}, {group}"), move |_, _| Ok(ids))
+    }
+
+    fn check_qcow2(&self, path: &str) -> Result<ImageCheck, Fault> {
+        self.look(&|| format!("check {path}"), |_, _| Ok(ImageCheck::NoTool))
+    }
+
+    fn swtpm_version(&self) -> Result<Option<String>, Fault> {
+        self.look(&|| "version of swtpm".to_owned(), |_, _| Ok(None))
     }
 
     fn make_dir(&self, path: &str, mode: u32) -> Result<Inode, Fault> {
@@ -456,6 +464,10 @@ impl Host for SimHost {
             "<domainCapabilities><path>/usr/bin/qemu-system-x86_64</path><domain>{virt_type}</domain><machine>{machine}</machine><arch>{arch}</arch></domainCapabilities>"
         );
         self.operate(&|| "domain capabilities".to_owned(), &Kind::AskLibvirt, move |_, _| Ok(told))
+    }
+
+    fn lacks_of_cpu(&self, _: &str, _: &str, _: &str, _: &str) -> Result<Option<String>, Fault> {
+        self.operate(&|| "compare a CPU".to_owned(), &Kind::AskLibvirt, |_, _| Ok(None))
     }
 
     fn networks(&self) -> Result<Vec<NetworkFacts>, Fault> {

@@ -52,6 +52,7 @@ pub fn machine(name: &str, machine_id: &str) -> Machine {
             hypervisor_version: 7_002_000,
             memory_bytes: 4 << 30,
             cpus: 2,
+            clock_ahead_ms: 0,
             capabilities: "<capabilities></capabilities>".to_owned(),
         },
         files,

@@ -22,6 +22,8 @@ pub struct Hello {
     pub memory_bytes: u64,
     /// CPUs online.
     pub cpus: u32,
+    /// Its clock: milliseconds since 1970.
+    pub clock_ms: u64,
 }
 
 /// A process on a host: both numbers together name it for good.
@@ -88,8 +90,31 @@ pub struct FilesystemFacts {
     pub kind: String,
     /// Mounted read-only.
     pub read_only: bool,
+    /// The path itself may be written to, as far as the kernel says beforehand.
+    pub writable: bool,
     /// Reached over a network.
     pub network: bool,
+}
+
+/// A program of the host that only looks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tool {
+    /// `qemu-img check`: are the tables of an image whole?
+    CheckQcow2 {
+        /// Which image.
+        path: String,
+    },
+    /// `swtpm --version`.
+    SwtpmVersion,
+}
+
+/// What a tool said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// Its exit status; `None`: a signal ended it.
+    pub status: Option<i32>,
+    /// Its first words: what it printed, else its complaints; at most [`super::TOOL_WORDS_BYTES_MAX`].
+    pub words: String,
 }
 
 /// An attempt at the owner lock.

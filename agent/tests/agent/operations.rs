@@ -4,7 +4,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use journal_format::Inode;
-use kvm_clone_agent::protocol::{FailureKind, FileKind, FileStat, FilesystemFacts, READ_BYTES_MAX, Reply, Request};
+use kvm_clone_agent::protocol::{
+    FailureKind, FileKind, FileStat, FilesystemFacts, Overrides, READ_BYTES_MAX, Reply, Request, Role,
+    TOOL_WORDS_BYTES_MAX, Tool,
+};
 
 use crate::client::{Client, Destination, inode_of, text};
 
@@ -24,7 +27,29 @@ fn the_greeting_says_who_and_where() {
     assert_eq!(client.hello.hostname, fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim());
     assert_eq!(client.hello.version, env!("CARGO_PKG_VERSION"));
     assert!(client.hello.memory_bytes > 1 << 20 && client.hello.cpus > 0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert!(u64::try_from(now.as_millis()).unwrap().abs_diff(client.hello.clock_ms) < 60_000);
     assert_eq!(client.hello.uid, nix::unistd::geteuid().as_raw());
+}
+
+#[test]
+fn tools_run_only_while_looking_and_say_little() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = text(&directory.path().join("no.qcow2"));
+    fs::write(&path, b"no image").unwrap();
+    let check = |path: &str| Request::RunTool { tool: Tool::CheckQcow2 { path: path.into() } };
+    assert_eq!(Client::source().call(check(&path)).unwrap_err().kind, FailureKind::Denied);
+    let mut client = Client::attach(Role::Look, Overrides::default());
+    assert_eq!(client.call(check("no/path")).unwrap_err().kind, FailureKind::Protocol);
+    match client.call(check(&path)) {
+        Ok(Reply::Ran(Some(ran))) => {
+            assert_eq!(ran.status, Some(1), "{ran:?}");
+            assert!(ran.words.contains("no.qcow2") && ran.words.len() <= TOOL_WORDS_BYTES_MAX, "{ran:?}");
+        }
+        Ok(Reply::Ran(None)) => eprintln!("not tested: there is no qemu-img"),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(client.call(Request::RunTool { tool: Tool::SwtpmVersion }), Ok(Reply::Ran(_))));
 }
 
 #[test]
@@ -67,7 +92,8 @@ fn looking_sees_what_is_there() {
     assert_eq!(resolve("none"), Ok(Reply::Resolved(None)));
 
     let Ok(Reply::Filesystem(facts)) = client.call(Request::Filesystem { path: path("dir") }) else { panic!() };
-    let FilesystemFacts { device, available_bytes, read_only, network, .. } = facts;
+    let FilesystemFacts { device, available_bytes, read_only, network, writable, .. } = facts;
+    assert!(writable);
     assert_eq!((device, read_only, network), (metadata.dev(), false, false));
     assert!(available_bytes > 0);
     let proc = client.call(Request::Filesystem { path: path("none") });

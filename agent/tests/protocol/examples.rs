@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode, TxnId};
 use kvm_clone_agent::protocol::{
     Attach, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry, HashJob,
-    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, ReceiveJob, RelayPurpose,
-    Reply, Request, Role, SendJob, Steer, encode_message, encode_reply, encode_request, encode_steer,
+    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran, ReceiveJob,
+    RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
+    encode_steer,
 };
 
 const AGENT: ProcessId = ProcessId { pid: 4321, started: 123_456 };
@@ -58,6 +59,8 @@ fn requests() -> Vec<Request> {
         Request::Resolve { path: path() },
         Request::Filesystem { path: path() },
         Request::IdsOf { user: "libvirt-qemu".into(), group: "kvm".into() },
+        Request::RunTool { tool: Tool::CheckQcow2 { path: path() } },
+        Request::RunTool { tool: Tool::SwtpmVersion },
         Request::MakeDir { path: path(), mode: 0o711 },
         Request::MakeFile { path: path(), mode: 0o600, content: b"content".to_vec() },
         Request::WriteAt { path: path(), inode, offset: 4096, bytes: b"bytes".to_vec() },
@@ -106,6 +109,8 @@ fn request_name(request: &Request) -> &'static str {
         Request::Resolve { .. } => "resolve",
         Request::Filesystem { .. } => "filesystem",
         Request::IdsOf { .. } => "ids-of",
+        Request::RunTool { tool: Tool::CheckQcow2 { .. } } => "check-qcow2",
+        Request::RunTool { tool: Tool::SwtpmVersion } => "swtpm-version",
         Request::MakeDir { .. } => "make-dir",
         Request::MakeFile { .. } => "make-file",
         Request::WriteAt { .. } => "write-at",
@@ -149,6 +154,7 @@ fn replies() -> Vec<Reply> {
         available_inodes: None,
         kind: "btrfs".into(),
         read_only: false,
+        writable: true,
         network: true,
     };
     vec![
@@ -161,6 +167,7 @@ fn replies() -> Vec<Reply> {
             hostname: "host".into(),
             memory_bytes: 1 << 36,
             cpus: 64,
+            clock_ms: 1_700_000_000_123,
         }),
         Reply::Done,
         Reply::Pong,
@@ -172,6 +179,7 @@ fn replies() -> Vec<Reply> {
         Reply::Filesystem(filesystem),
         Reply::Ids { user: Some(64_055), group: None },
         Reply::OwnerLock(OwnerLock::Held { inode: Inode(99) }),
+        Reply::Ran(Some(Ran { status: Some(2), words: "2 errors were found".into() })),
     ]
 }
 
@@ -188,6 +196,7 @@ fn reply_name(reply: &Reply) -> &'static str {
         Reply::Filesystem(_) => "filesystem",
         Reply::Ids { .. } => "ids",
         Reply::OwnerLock(_) => "owner-lock",
+        Reply::Ran(_) => "ran",
     }
 }
 

@@ -240,6 +240,40 @@ impl Libvirt {
         .await
     }
 
+    /// `kind`: architecture, machine and virtualization type; an empty one lets libvirt choose.
+    pub(in crate::host) async fn lacks_of_cpu(&self, kind: [&str; 3], cpu: &str) -> Result<Option<String>, Fault> {
+        let (kind, cpu) = (kind.map(str::to_owned), cpu.to_owned());
+        self.ask("compare a CPU with what QEMU can do", move |connect| {
+            let text =
+                |value: &str| CString::new(value).map_err(|error| Refusal { code: None, message: error.to_string() });
+            let (cpu, kind) = (text(&cpu)?, [text(&kind[0])?, text(&kind[1])?, text(&kind[2])?]);
+            let [arch, machine, virt_type] =
+                kind.each_ref().map(|value| if value.is_empty() { std::ptr::null() } else { value.as_ptr() });
+            let flags = virt_sys::VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE;
+            // SAFETY: the connection is open, every string ends in NUL and outlives the call, and null means "not said".
+            let compared = unsafe {
+                virt_sys::virConnectCompareHypervisorCPU(
+                    connect.as_ptr(),
+                    std::ptr::null(),
+                    arch,
+                    machine,
+                    virt_type,
+                    cpu.as_ptr(),
+                    flags,
+                )
+            };
+            let refusal = || Refusal::from(virt::error::Error::last_error());
+            match compared {
+                // Where nothing can be compared there is nothing to say.
+                0.. => Ok(None),
+                _ => Ok(Some(refusal())
+                    .filter(|refusal| refusal.is(ErrorNumber::CpuIncompatible))
+                    .map(|one| one.message)),
+            }
+        })
+        .await
+    }
+
     pub(in crate::host) async fn networks(&self) -> Result<Vec<NetworkFacts>, Fault> {
         self.ask("list networks", |connect| {
             let mut facts = Vec::new();

@@ -65,6 +65,7 @@ impl Filesystem {
             available_inodes: None,
             kind: self.mounts[mount].kind.to_owned(),
             read_only: false,
+            writable: true,
             network: false,
         })
     }
