@@ -87,6 +87,9 @@ fn human(report: &VerifyReport, word: &str, notes: &[String]) -> String {
         let fault = copy.fault.as_ref().map_or_else(String::new, |fault| format!("; {}", printable(fault)));
         let _ = writeln!(text, "  {}: {} records, {} bytes{fault}", copy.name, copy.frames.len(), size(copy));
     }
+    if matches!(report.verdict, Verdict::Repairable(_)) {
+        text.push_str("  the next resume or rollback puts right:\n");
+    }
     for note in notes {
         let _ = writeln!(text, "  {}", printable(note));
     }
