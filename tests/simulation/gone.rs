@@ -139,6 +139,25 @@ fn what_a_dead_controller_left_is_recovered() {
     }));
 }
 
+/// What libvirt accepted may land after the controller is lost; and what it did without saying so counts (seeds 45382 and 58533
+/// of the random histories).
+#[test]
+fn what_lands_after_its_controller_is_lost_is_waited_for() {
+    for (fault, effect) in [(Fault::LinkCut, Effect::Late(881)), (Fault::TimesOut, Effect::First)] {
+        for operation in 0..operations_of_a_clean_clone() {
+            let mut history = History::new(Shape { autostart: true, start: true, ..shape() }, SEED);
+            let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault.clone(), effect));
+            // One that went on had its say: what it could not do is left to a person.
+            if matches!(life, Life::Ended(Ending::Committed { .. })) {
+                continue;
+            }
+            let verdict = end_from_record(&mut history);
+            verdict
+                .unwrap_or_else(|broken| panic!("{}", history.report(&broken, &format!("{fault:?} at {operation}"))));
+        }
+    }
+}
+
 /// Its controller comes back to a destination where nothing is left of it, and something of somebody else.
 #[test]
 fn what_was_recovered_beside_another_transaction_ends_for_its_controller_too() {
