@@ -21,11 +21,13 @@ demo: install release ## Clone a VM between two real hosts on this machine, kill
 install: ## Install the Debian packages that building and testing need
 	tests/lab/install
 
+# The fuzz targets are only looked at here: without an instrumented build, and without libFuzzer.
 check: ## Format and lints
 	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	CUSTOM_LIBFUZZER_PATH=/none/libnone.a $(CARGO) check --manifest-path fuzz/Cargo.toml --bins --target-dir target/tmp/fuzz
 
 agent: ## The agent as tests use it: static, as it is shipped
 	$(CARGO) rustc --package kvm-clone-agent --bin kvm-clone-agent --target-dir $(TEST_AGENT_TARGET) -- $(STATIC)

@@ -5,6 +5,8 @@
 
 #[path = "../../src/domain/mod.rs"]
 pub mod domain;
+#[path = "../../src/glob.rs"]
+pub mod glob;
 #[path = "../../src/history.rs"]
 pub mod history;
 pub mod host;
