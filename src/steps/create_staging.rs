@@ -52,7 +52,7 @@ impl Step for CreateStaging {
             // Only its nonce was gone: our files are in it.
             made.inode
         } else {
-            host.remove_dir(&dir.staging)?;
+            remove_emptied(host.as_ref(), dir)?;
             make_in_shared_parent(host.as_ref(), dir)?
         };
         host.make_file(&nonce_path(dir), 0o600, &dir.nonce)?;
@@ -139,21 +139,26 @@ fn must_be_shared_parent(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failu
     }
 }
 
+/// Removes the staging directory, in which nothing of ours is left.
+fn remove_emptied(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failure> {
+    match host.remove_dir(&dir.staging) {
+        Err(fault) if fault.kind == FaultKind::NotEmpty => {
+            let names = host.list(&dir.staging)?.unwrap_or_default().join(", ");
+            Err(Failure::stop(
+                None,
+                format!("{} with nothing but our files", dir.staging),
+                format!("files that this transaction did not make: {names}"),
+            ))
+        }
+        removed => Ok(removed?),
+    }
+}
+
 /// Removes the nonce and the staging directory, which must hold nothing else, and the parent if nobody else uses it.
 pub(super) fn remove_staging(host: &dyn Host, dir: &DirectoryV1) -> Result<(), Failure> {
     if host.stat(&dir.staging)?.is_some() {
         clear_nonce(host, dir)?;
-        match host.remove_dir(&dir.staging) {
-            Err(fault) if fault.kind == FaultKind::NotEmpty => {
-                let names = host.list(&dir.staging)?.unwrap_or_default().join(", ");
-                return Err(Failure::stop(
-                    None,
-                    format!("{} with nothing but our files", dir.staging),
-                    format!("files that this transaction did not make: {names}"),
-                ));
-            }
-            cleared => cleared?,
-        }
+        remove_emptied(host, dir)?;
     }
     if host.stat(&parent(dir))?.is_some() {
         match host.sync(&parent(dir)) {

@@ -172,13 +172,15 @@ impl History {
         let (clone, name) = (self.scene.plan.clone_uuid, self.scene.plan.request.new_name.clone());
         let Some(old) = self.scene.plan.replaced.as_ref().map(|old| old.uuid) else { return };
         let oracle = Rc::clone(&self.oracle);
+        let marked = self.scene.world.with(|core| oracle.borrow().is_marked(core));
         self.scene.world.with(|core| {
             let machine = core.machine_mut(Side::Destination);
             if machine.libvirt.domains.get(&clone).is_some_and(|domain| domain.active && domain.definition.name != name)
             {
                 machine.destroy(clone);
             }
-            if machine.libvirt.domains.get(&old).is_some_and(|domain| domain.active && domain.definition.name == name) {
+            let of_old = machine.libvirt.domains.get(&old);
+            if marked && of_old.is_some_and(|domain| domain.active && domain.definition.name == name) {
                 machine.destroy(old);
             }
             if machine.libvirt.domains.contains_key(&STRANGER) {

@@ -207,7 +207,12 @@ impl Oracle {
         let states = |path: &str| [files.content(path), files.durable_content(path)].into_iter().flatten();
         let startable = disks().all(|(_, disk)| states(&disk.final_path).next().is_some());
         let is_half = |index: usize, disk: &ImageV1| !states(&disk.final_path).all(|now| self.is_whole(index, now));
-        if startable && let Some((_, disk)) = disks().find(|(index, disk)| is_half(*index, disk)) {
+        // Somebody's own file in the place of one that was removed is somebody's own affair.
+        let by_strangers = self.removed && self.causes.contains(&Cause::PathTaken);
+        if startable
+            && !by_strangers
+            && let Some((_, disk)) = disks().find(|(index, disk)| is_half(*index, disk))
+        {
             return Err(format!("a half clone can be started: {}", disk.final_path));
         }
         if marked && !(defined && definition_is_durable) && !self.renaming.get() {

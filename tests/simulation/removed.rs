@@ -67,6 +67,21 @@ fn a_clone_or_disk_that_was_removed_after_the_commit_is_named() {
     assert!(vms > 10 && disks > 10, "{vms}, {disks}");
 }
 
+/// Found by seed 3042238 of the random histories: it was tried again for ever.
+#[test]
+fn a_file_of_somebody_in_a_staging_directory_without_its_nonce_stops() {
+    let mut clean = History::new(shape(), SEED);
+    let (_, world) = clean.live_traced(AttemptPurpose::Run);
+    let made = world.trace().iter().position(|line| line.contains("create") && line.ends_with("/nonce"));
+    let mut history = History::new(shape(), SEED);
+    let operation = made.expect("a nonce is made") as u64;
+    history.live(AttemptPurpose::Run, FaultPlan::at(operation, Fault::Crash, Effect::Never));
+    Strangers::of(&history).act(&history.scene.world.clone(), Act::LitterStaging, SEED);
+    let ending = history.settle(AttemptPurpose::Resume);
+    assert!(matches!(&ending, Some(Ending::Stuck(found)) if found.found.contains("note")), "{ending:?}");
+    history.verdict(ending.as_ref(), false).unwrap();
+}
+
 /// Nobody waits for a transfer to learn that the name is gone.
 #[test]
 fn a_name_that_was_taken_meanwhile_turns_back_before_the_transfer() {
