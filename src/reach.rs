@@ -7,7 +7,7 @@ use journal_format::{DomainUuid, Inode};
 
 use crate::domain::named::{ImagePlace, named_images, names_path};
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
-use crate::world::{Fault, FaultKind, FileKind, Host, PoolFacts};
+use crate::world::{Fault, FaultKind, FileKind, FileStat, Host, PoolFacts};
 
 /// Images below one another. QEMU itself gives up at 200.
 const CHAIN_IMAGES_MAX: usize = 200;
@@ -132,21 +132,45 @@ impl<'h> Reached<'h> {
     /// An image, and everything below it.
     fn follow(&mut self, who: &str, path: String, is_raw: bool) -> Result<(), Fault> {
         let mut waiting = vec![(path, is_raw)];
-        let mut seen = 0;
+        let mut seen = 0_usize;
         while let Some((path, is_raw)) = waiting.pop() {
             seen += 1;
             if seen > CHAIN_IMAGES_MAX {
                 self.fail(format!("the chain of {who}"));
                 return Ok(());
             }
-            let Some(real) = self.host.resolve(&path)? else { continue };
-            let Some(stat) = self.host.stat(&real)? else { continue };
+            let Some(path) = absolute("/", &path) else {
+                self.fail(format!("{path}, which {who} reaches,"));
+                continue;
+            };
+            let there = match self.look(&path) {
+                Err(fault) if is_about_the_file(&fault) => {
+                    self.fail(format!("{path}, which {who} reaches,"));
+                    continue;
+                }
+                there => there?,
+            };
+            let Some(stat) = there else {
+                // What an image names is somewhere, perhaps where nothing is mounted just now. A disk may be gone for good.
+                if seen > 1 {
+                    self.fail(format!("{path}, which {who} reaches,"));
+                }
+                continue;
+            };
             self.files.entry((stat.device, stat.inode)).or_insert_with(|| who.to_owned());
             if !is_raw && let Some(below) = self.below(who, &path)? {
                 waiting.extend(below.into_iter().map(|path| (path, false)));
             }
         }
         Ok(())
+    }
+
+    /// What is behind a path and all symlinks.
+    fn look(&self, path: &str) -> Result<Option<FileStat>, Fault> {
+        match self.host.resolve(path)? {
+            Some(real) => self.host.stat(&real),
+            None => Ok(None),
+        }
     }
 
     /// What an image names below it, by its header; `None`: it names nothing, or that cannot be told, which is noted.
@@ -224,18 +248,12 @@ fn absolute(directory: &str, name: &str) -> Option<String> {
     if !name.starts_with('/') {
         parts.extend(directory.split('/').filter(|part| !part.is_empty()));
     }
-    let mut walked = false;
     for part in name.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        // Behind a name that may be a symlink, `..` leads who knows where.
         if part == ".." {
-            // Behind a name that may be a symlink, `..` leads who knows where.
-            if walked || name.starts_with('/') {
-                return None;
-            }
-            parts.pop();
-        } else {
-            walked = true;
-            parts.push(part);
+            return None;
         }
+        parts.push(part);
     }
     Some(format!("/{}", parts.join("/")))
 }
@@ -250,7 +268,7 @@ mod tests {
         assert_eq!(path("base.img").as_deref(), Some("/srv/vm/base.img"));
         assert_eq!(path("./a//base.img").as_deref(), Some("/srv/vm/a/base.img"));
         assert_eq!(path("/else/base.img").as_deref(), Some("/else/base.img"));
-        assert_eq!(path("../base.img").as_deref(), Some("/srv/base.img"));
+        assert_eq!(path("../base.img"), None);
         assert_eq!(path("a/../base.img"), None);
         assert_eq!(path("/a/../base.img"), None);
     }

@@ -50,16 +50,23 @@ fn named_image(source: Node<'_, '_>) -> Option<NamedImage> {
     Some(NamedImage { place, format: child(owner, said_by).and_then(|node| attribute(node, "type")) })
 }
 
-/// Does it name this path in any attribute or text? So do firmware variables that libvirt finds by the domain's name.
+/// Does it name this path anywhere in an attribute or text, as QEMU's own options do among others? So do firmware variables that
+/// libvirt finds by the domain's name.
 pub fn names_path(definition: &str, path: &str) -> Result<bool, DomainError> {
     let document = parse(definition)?;
     let mut texts = document.descendants().filter_map(|node| node.text()).map(str::trim);
-    let in_attribute = |node: Node<'_, '_>| node.attributes().any(|attribute| attribute.value() == path);
-    if texts.any(|text| text == path) || document.descendants().any(in_attribute) {
+    let in_attribute = |node: Node<'_, '_>| node.attributes().any(|attribute| holds(attribute.value(), path));
+    if texts.any(|text| holds(text, path)) || document.descendants().any(in_attribute) {
         return Ok(true);
     }
     let read = Definition::parse(definition)?;
     Ok(read.variables_path().as_deref() == Some(path))
+}
+
+/// Is this path in a text, and does it end there?
+fn holds(text: &str, path: &str) -> bool {
+    let goes_on = |c: char| c.is_alphanumeric() || "._-/".contains(c);
+    text.match_indices(path).any(|(at, path)| !text[at + path.len()..].starts_with(goes_on))
 }
 
 impl Definition {
@@ -112,6 +119,8 @@ mod tests {
             assert!(names_path(DEFINITION, path).unwrap(), "{path}");
         }
         assert!(!names_path(DEFINITION, "/a/bas").unwrap());
+        let options = "file=/a/old.qcow2,format=qcow2,if=none";
+        assert!(holds(options, "/a/old.qcow2") && !holds(options, "/a/old"));
         assert!(names_path("<domain", "/a").is_err());
     }
 }

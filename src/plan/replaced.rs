@@ -56,6 +56,9 @@ pub fn why_left(request: &Request, file: &OldFile) -> Option<String> {
     if directory.filesystem.network {
         return Some(format!("it is on a network filesystem ({})", directory.filesystem.kind));
     }
+    if directory.filesystem.kind.starts_with("0x") {
+        return Some(format!("it is on a filesystem of an unknown kind ({})", directory.filesystem.kind));
+    }
     if directory.filesystem.read_only {
         return Some("its filesystem is mounted read-only".to_owned());
     }

@@ -1,6 +1,6 @@
 //! Can this VM be cloned, as it is now? Its state, what belongs to it, and its disks.
 
-use journal_format::ImageFormat;
+use journal_format::{ImageFormat, ImageRoleV1};
 
 use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
@@ -130,7 +130,23 @@ fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile) {
 
 fn check_header(report: &mut Report, survey: &Survey, file: &SourceFile, image: &ImageFacts) {
     match Header::read(&image.head) {
-        Ok(header) => take(report, survey, uncarried_image(&file.what(), &header)),
+        Ok(header) => {
+            take(report, survey, uncarried_image(&file.what(), &header));
+            let followed = matches!(file.role, ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. });
+            if let Some(below) = header.backing_file.filter(|_| !followed) {
+                let host = survey.source.name.as_str();
+                report.block(
+                    BlockerKind::Chain,
+                    host,
+                    format!(
+                        "{host}: {}: {} is on top of {below}, and only chains of disks are carried.",
+                        file.what(),
+                        image.path
+                    ),
+                    "Flatten it (`qemu-img convert`), or leave it out.",
+                );
+            }
+        }
         Err(error) => {
             let host = survey.source.name.as_str();
             report.block(

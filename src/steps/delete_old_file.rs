@@ -86,6 +86,9 @@ impl DeleteOldFile {
         if !untouched {
             return Ok(Some("it is not what it was when the old VM was stopped".to_owned()));
         }
+        if let Some(above) = stands_on(context, file)? {
+            return Ok(Some(format!("{above} is left, and stands on it")));
+        }
         if let Some(missing) = missing_of_clone(context)? {
             return Ok(Some(format!("{missing} was removed by somebody")));
         }
@@ -94,6 +97,22 @@ impl DeleteOldFile {
         }
         Ok(Reached::on(host, None)?.by(&file.path)?)
     }
+}
+
+/// An image of the old VM above this one that is still there. They are deleted from the top.
+fn stands_on(context: &Context, file: &OldFileV1) -> Result<Option<String>, Failure> {
+    let ImageRoleV1::Layer { target, depth } = &file.role else { return Ok(None) };
+    let is_above = |role: &ImageRoleV1| match role {
+        ImageRoleV1::Disk { target: above } => above == target,
+        ImageRoleV1::Layer { target: above, depth: height } => above == target && height < depth,
+        _ => false,
+    };
+    for above in replaced(&context.plan)?.files.iter().filter(|other| is_above(&other.role)) {
+        if context.destination.stat(&above.path)?.is_some() {
+            return Ok(Some(above.path.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// On the source's own host every file is seen, and what its VMs reach is known; elsewhere only the nonces tell.

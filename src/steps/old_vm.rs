@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use journal_format::{DomainUuid, FileStampV1, OldVmRecordV1, PlanV1, ReplacedV1, StopModeV1};
 
-use super::Context;
 use super::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, unusable};
 use super::finish_domain::our_clone;
 use super::set_autostart::LIBVIRT_AUTOSTART;
+use super::{Context, must_be_in_place};
 use crate::domain::{Definition, Rewrite, rewrite};
 use crate::failure::Failure;
 use crate::world::{DomainFacts, DomainState, FaultKind, Host};
@@ -285,6 +285,10 @@ pub(super) fn missing_of_clone(context: &Context) -> Result<Option<String>, Fail
 
 /// An image of the clone that is not there any more.
 pub(super) fn missing_image(context: &Context) -> Result<Option<String>, Failure> {
+    // Where a filesystem is not mounted nothing is missing.
+    for directory in &context.plan.directories {
+        must_be_in_place(context.destination.as_ref(), directory)?;
+    }
     for image in &context.plan.images {
         let staged = context.destination.stat(&image.staging_path)?;
         let published = context.destination.stat(&image.final_path)?;

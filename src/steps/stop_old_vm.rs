@@ -93,6 +93,13 @@ impl Step for StopOldVm {
             }
             if host.domain(old.uuid)?.is_some_and(|domain| is_off(&domain)) {
                 run_again(context, old)?;
+            } else if old.stop == StopModeV1::Shutdown && stamps_when_stopped(context)?.is_none() {
+                let name = &plan.request.new_name;
+                let warning = format!(
+                    "{name} on {} was asked to shut down, and runs still: should it go off, start it",
+                    host.name()
+                );
+                context.recorder.observer.warning(&warning);
             }
         }
         let staging = parent_of(&old.saved_path).to_owned();

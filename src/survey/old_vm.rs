@@ -94,7 +94,8 @@ fn files(
         {
             let role = ImageRoleV1::Disk { target: disk.target.clone() };
             let below = images.iter().filter(|file| is_below(&file.role, &role));
-            let below: Vec<_> = below.map(|file| (file.role.clone(), file.path.clone())).collect();
+            let below: Vec<_> =
+                below.filter_map(|file| Some((file.role.clone(), file.image()?.path.clone()))).collect();
             named.push((role, path.clone()));
             named.extend(below);
         }
