@@ -20,7 +20,7 @@ use crate::host::Address;
 use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
 use crate::steps::host_record::parent_of;
-use crate::survey::{Below, EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
+use crate::survey::{Below, DirectoryFacts, EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
@@ -149,16 +149,7 @@ fn lay_out(
         let image = file.image().ok_or_else(|| PlanError::NoImage { what: file.what() })?;
         let facts = placement::directory_for(request, &survey.destination, file)
             .map_err(|why| PlanError::NoDirectory { what: file.what(), why })?;
-        let known = directories.iter().position(|directory| directory.path == facts.path);
-        let index = known.unwrap_or_else(|| {
-            directories.push(DirectoryV1 {
-                path: facts.path.clone(),
-                inode: facts.stat.inode,
-                staging: placement::join(&facts.path, &format!(".kvm-clone/{txn}")),
-                nonce: (circumstances.random)(),
-            });
-            directories.len() - 1
-        });
+        let index = directory_number(&mut directories, facts, txn, circumstances);
         let final_path = placement::final_path(&survey.new_name, txn, &survey.destination, facts, file);
         images.push(ImageV1 {
             directory: number(index),
@@ -177,6 +168,25 @@ fn lay_out(
         }
     }
     Ok((directories, images))
+}
+
+/// The place of a directory among those of the plan, where it is put if it is new.
+fn directory_number(
+    directories: &mut Vec<DirectoryV1>,
+    facts: &DirectoryFacts,
+    txn: TxnId,
+    circumstances: &mut Circumstances<'_>,
+) -> usize {
+    let known = directories.iter().position(|directory| directory.path == facts.path);
+    known.unwrap_or_else(|| {
+        directories.push(DirectoryV1 {
+            path: facts.path.clone(),
+            inode: facts.stat.inode,
+            staging: placement::join(&facts.path, &format!(".kvm-clone/{txn}")),
+            nonce: (circumstances.random)(),
+        });
+        directories.len() - 1
+    })
 }
 
 /// How an image of the clone names the one below: relative where it was and both lie together, else in full.

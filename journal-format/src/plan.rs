@@ -181,6 +181,17 @@ impl ImageRoleV1 {
     pub const fn is_locked_by_qemu(&self) -> bool {
         matches!(self, Self::Disk { .. } | Self::Layer { .. } | Self::Medium { .. })
     }
+
+    /// Does that one stand on this one, in the chain of one disk?
+    pub fn is_below(&self, above: &Self) -> bool {
+        match (self, above) {
+            (Self::Layer { target, .. }, Self::Disk { target: above }) => target == above,
+            (Self::Layer { target, depth }, Self::Layer { target: above, depth: height }) => {
+                target == above && depth > height
+            }
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for ImageRoleV1 {

@@ -2,7 +2,7 @@
 
 use journal_format::{CleanUpStepV1, DirectoryV1, OldFileFateV1, OldFileV1, ReplacedV1, TxnId};
 
-use super::{Circumstances, number, placement};
+use super::{Circumstances, directory_number, number};
 use crate::request::Request;
 use crate::steps::host_record::HOST_ROOT;
 use crate::survey::Survey;
@@ -76,16 +76,7 @@ fn nonce_directory(
     circumstances: &mut Circumstances<'_>,
 ) -> u32 {
     let Some(facts) = &file.directory else { return u32::MAX };
-    let known = directories.iter().position(|directory| directory.path == facts.path);
-    number(known.unwrap_or_else(|| {
-        directories.push(DirectoryV1 {
-            path: facts.path.clone(),
-            inode: facts.stat.inode,
-            staging: placement::join(&facts.path, &format!(".kvm-clone/{txn}")),
-            nonce: (circumstances.random)(),
-        });
-        directories.len() - 1
-    }))
+    number(directory_number(directories, facts, txn, circumstances))
 }
 
 /// The clean-up of the old VM: what comes before the clone is finished, and what after.

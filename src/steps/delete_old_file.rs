@@ -101,13 +101,7 @@ impl DeleteOldFile {
 
 /// An image of the old VM above this one that is still there. They are deleted from the top.
 fn stands_on(context: &Context, file: &OldFileV1) -> Result<Option<String>, Failure> {
-    let ImageRoleV1::Layer { target, depth } = &file.role else { return Ok(None) };
-    let is_above = |role: &ImageRoleV1| match role {
-        ImageRoleV1::Disk { target: above } => above == target,
-        ImageRoleV1::Layer { target: above, depth: height } => above == target && height < depth,
-        _ => false,
-    };
-    for above in replaced(&context.plan)?.files.iter().filter(|other| is_above(&other.role)) {
+    for above in replaced(&context.plan)?.files.iter().filter(|other| file.role.is_below(&other.role)) {
         if context.destination.stat(&above.path)?.is_some() {
             return Ok(Some(above.path.clone()));
         }

@@ -93,7 +93,7 @@ fn files(
             && !disk.shareable
         {
             let role = ImageRoleV1::Disk { target: disk.target.clone() };
-            let below = images.iter().filter(|file| is_below(&file.role, &role));
+            let below = images.iter().filter(|file| file.role.is_below(&role));
             let below: Vec<_> =
                 below.filter_map(|file| Some((file.role.clone(), file.image()?.path.clone()))).collect();
             named.push((role, path.clone()));
@@ -125,7 +125,7 @@ fn files(
         // A TPM's own directories go with it: the nonce lies above them.
         let beside = if role == ImageRoleV1::Tpm { places::TPM_STATES } else { parent_of(&path) };
         let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
-        let stays = files.iter().find(|file| file.reached.is_some() && is_below(&role, &file.role));
+        let stays = files.iter().find(|file| file.reached.is_some() && role.is_below(&file.role));
         let stays = stays.map(|file| format!("{} stands on it", file.path));
         // What lies below may be what new VMs are made from. Only one that came with a clone is that clone's own.
         let template = (matches!(role, ImageRoleV1::Layer { .. }) && !came_with(mark, &role, stamp))
@@ -146,16 +146,6 @@ fn came_with(mark: Option<&CloneMark>, role: &ImageRoleV1, stamp: FileStampV1) -
     let role = role.to_string();
     let copied = mark.and_then(|mark| mark.disks.iter().find(|disk| disk.target == role));
     copied.is_some_and(|disk| (disk.clone.size, disk.clone.mtime_ns) == (stamp.size, stamp.mtime_ns))
-}
-
-fn is_below(role: &ImageRoleV1, above: &ImageRoleV1) -> bool {
-    match (role, above) {
-        (ImageRoleV1::Layer { target, .. }, ImageRoleV1::Disk { target: above }) => target == above,
-        (ImageRoleV1::Layer { target, depth }, ImageRoleV1::Layer { target: above, depth: height }) => {
-            target == above && depth > height
-        }
-        _ => false,
-    }
 }
 
 /// Why source and clone are not both what they were when the clone was finished, in words.

@@ -7,7 +7,7 @@ use journal_format::{
 
 use crate::content::Content;
 use crate::machine::Machine;
-use crate::scene::{CLONE_NAME, IMAGES, SECOND, definition};
+use crate::scene::{CLONE_NAME, IMAGES, SECOND, definition, staged_in};
 use crate::seed::Seed;
 
 /// What the old VM of a scene is, and what may be done to it.
@@ -80,21 +80,11 @@ pub fn planned(
         let role = ImageRoleV1::Disk { target: target.to_owned() };
         let stat = destination.files.stat(&path).unwrap();
         let parent = crate::filesystem::split(&path).0;
-        let directory = directories.iter().position(|known| known.path == parent).unwrap_or_else(|| {
-            let mut nonce = [0; 16];
-            seed.fill(&mut nonce);
-            directories.push(DirectoryV1 {
-                path: parent.to_owned(),
-                inode: destination.files.stat(parent).unwrap().inode,
-                staging: format!("{parent}/.kvm-clone/{txn}"),
-                nonce,
-            });
-            directories.len() - 1
-        });
+        let directory = staged_in(parent, txn, destination, directories, seed);
         let fate = if shape.keep {
             OldFileFateV1::Left { why: "the old VM is kept".to_owned() }
         } else {
-            OldFileFateV1::Deleted { directory: u32::try_from(directory).unwrap() }
+            OldFileFateV1::Deleted { directory }
         };
         let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
         files.push(OldFileV1 { role, path: path.clone(), stamp, fate });

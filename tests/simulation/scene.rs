@@ -314,7 +314,7 @@ impl Scene {
 }
 
 /// The directory's place in the plan; each stands there once.
-fn staged_in(
+pub fn staged_in(
     path: &str,
     txn: TxnId,
     destination: &Machine,
