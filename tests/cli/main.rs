@@ -1,6 +1,7 @@
 //! The real program on the command line: exit statuses, messages, JSON. No host is contacted here.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod at_boot;
 mod closing;
 mod damage;
 mod golden;

@@ -21,12 +21,17 @@ pub struct Ledger {
     pub chunks: BTreeMap<u64, ChunkState>,
     /// Says no once it has so many.
     pub closed_after: Option<usize>,
+    /// Done once, when the first is durable.
+    pub at_first: Option<Box<dyn FnOnce()>>,
 }
 
 impl ChunkSink for Ledger {
     fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
         assert!(!records.is_empty() && records.len() <= kvm_clone::world::BATCH_CHUNKS_MAX);
         self.chunks.extend(records.iter().map(|record| (record.index, record.state)));
+        if let Some(at_first) = self.at_first.take() {
+            at_first();
+        }
         if self.closed_after.is_some_and(|most| self.chunks.len() >= most) { Err(SinkClosed) } else { Ok(()) }
     }
 
