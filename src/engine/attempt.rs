@@ -195,7 +195,9 @@ pub(super) fn lock(
                     if unfinished.contains(path) {
                         return Ok(Standing { record: false, marked: false, abandoned: false, owner: None });
                     }
-                    // The look for the mark is durable knowledge only with the directory.
+                    // The look for the mark is durable knowledge only with the directory, and the newest slot only with
+                    // the file: one power cut must not take it and the one that is written next.
+                    host.sync(path)?;
                     host.sync(&record.directory)?;
                     return Ok(Standing {
                         record: true,

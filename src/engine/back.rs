@@ -59,7 +59,11 @@ fn keep_still(context: &Context) -> Result<(), Failure> {
 fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut LateLanding) -> Result<(), Failure> {
     let step = steps::step(planned);
     let last = last_of(context, planned);
-    let probe = late.probe(context, step.as_ref(), last)?;
+    let probe = match late.probe(context, step.as_ref(), last)? {
+        // An undo that was broken off may have taken our name away, and somebody else may use it since.
+        Probe::Foreign(_) if step.is_only_a_name() => Probe::Absent,
+        probe => probe,
+    };
     match decide(last, &probe, Direction::Back) {
         Decision::Nothing => return Ok(()),
         // What is there is not ours: an undo has no business with it.

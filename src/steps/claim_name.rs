@@ -55,6 +55,10 @@ impl Step for ClaimName {
         }
     }
 
+    fn is_only_a_name(&self) -> bool {
+        true
+    }
+
     fn foreign(&self, context: &Context) -> Option<Failure> {
         holder(context).ok()
     }

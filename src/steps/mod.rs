@@ -94,6 +94,10 @@ pub trait Step {
     fn hold(&self, _context: &Context) -> Result<(), Failure> {
         Ok(())
     }
+    /// Is the effect no more than another name of what is ours? Then another's object under that name says that ours is gone.
+    fn is_only_a_name(&self) -> bool {
+        false
+    }
     /// The refusal for something foreign in this step's place, where it is more than "taken".
     fn foreign(&self, _context: &Context) -> Option<Failure> {
         None

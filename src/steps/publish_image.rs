@@ -77,6 +77,10 @@ impl Step for PublishImage {
         }
     }
 
+    fn is_only_a_name(&self) -> bool {
+        true
+    }
+
     fn hold(&self, context: &Context) -> Result<(), Failure> {
         let (host, image) = (&context.destination, context.image(self.image)?);
         match host.lock_image(&image.final_path) {

@@ -28,12 +28,16 @@ const PAUSE_MILLIS: u64 = 40_000;
 /// Within that a libvirt call that was accepted lands.
 pub const LANDING_MILLIS_MAX: u64 = 4000;
 
-pub struct Silent;
+pub struct Listener(pub Rc<RefCell<Oracle>>);
 
-impl Observer for Silent {
+impl Observer for Listener {
     fn appended(&mut self, _: u64, _: &RecordV1) {}
     fn progress(&mut self, _: &Progress) {}
-    fn warning(&mut self, _: &str) {}
+    fn warning(&mut self, words: &str) {
+        if words.starts_with("the pool was not refreshed") {
+            self.0.borrow_mut().pools_given_up = true;
+        }
+    }
 }
 
 /// How one life of a controller ended.
@@ -98,9 +102,12 @@ impl History {
         let found = host_records(host.as_ref()).expect("nothing goes wrong while looking");
         looking.end();
         let found = found.into_iter().find(|record| record.txn == plan.txn)?;
+        let oracle = Rc::clone(&self.oracle);
         Some(self.lead("recover --from", faults, |world| match (found.state, found.plan) {
             (RecordState::Scaffold, _) => life(|| Ok(engine::clear_scaffold(world, plan.txn, &recovery.controller))),
-            (_, Ok(planned)) => life(|| engine::drive_from_record(world, &planned, &mut Silent, &recovery)),
+            (_, Ok(planned)) => {
+                life(|| engine::drive_from_record(world, &planned, &mut Listener(Rc::clone(&oracle)), &recovery))
+            }
             (state, Err(why)) => panic!("a record {state:?} whose plan cannot be read: {why}"),
         }))
     }
@@ -272,7 +279,7 @@ pub fn drive(
     let mut journal = Notebook::open(txn, world, durable, oracle);
     let controller = controller_of(durable);
     let settings = Settings { purpose, controller, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
-    life(|| engine::drive(world, &mut journal, &mut Silent, &settings))
+    life(|| engine::drive(world, &mut journal, &mut Listener(Rc::clone(oracle)), &settings))
 }
 
 /// Who planned is who acts.
@@ -288,7 +295,7 @@ fn abandon(world: &SimWorld, txn: TxnId, durable: &Rc<RefCell<Durable>>, oracle:
     let mut journal = Notebook::open(txn, world, durable, oracle);
     let giving_up =
         GivingUp { controller: controller_of(durable), reason: "enough".to_owned(), destination_gone: false };
-    life(|| engine::abandon(world, &mut journal, &mut Silent, &giving_up))
+    life(|| engine::abandon(world, &mut journal, &mut Listener(Rc::clone(oracle)), &giving_up))
 }
 
 fn life(act: impl FnOnce() -> Result<Ending, JournalError>) -> Life {

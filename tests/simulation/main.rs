@@ -18,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod abandoned;
+mod broken_off;
 #[path = "../conformance/mod.rs"]
 mod conformance;
 mod content;

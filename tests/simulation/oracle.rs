@@ -93,6 +93,8 @@ pub struct Oracle {
     ran: bool,
     /// A person used or changed the old VM.
     pub old_touched: bool,
+    /// It was said that a pool may not show what there is.
+    pub pools_given_up: bool,
     /// Files of the old VM that others reach.
     pub reached: BTreeSet<String>,
     /// Files of the old VM may be left: nobody knows whether the source's host sees them.
@@ -130,6 +132,7 @@ impl Oracle {
             committed: false,
             ran: false,
             old_touched: false,
+            pools_given_up: false,
             reached: BTreeSet::new(),
             may_be_left: false,
             old_definition,
@@ -359,9 +362,9 @@ impl Oracle {
         let now = Snapshot::of(core.machine(Side::Destination));
         let before = &self.before[1];
         let of_old = self.names_of_old();
-        // An image that lost its staging name just before the mark is nobody's, and the clone's all the same: its guest writes.
-        let ran =
-            |name: &str| self.ran && self.committed && self.plan.images.iter().any(|image| image.final_path == name);
+        // An image that lost its staging name is nobody's, and the clone's all the same: its guest writes.
+        let started = self.ran && (self.committed || self.touched);
+        let ran = |name: &str| started && self.plan.images.iter().any(|image| image.final_path == name);
         let ours = |name: &str| {
             ran(name)
                 || (!before.entries.contains_key(name) && !before.domains.contains_key(name))
@@ -523,7 +526,7 @@ impl Oracle {
     }
 
     fn pools(&self, machine: &Machine, there: bool) -> Result<(), String> {
-        for pool in machine.libvirt.pools.iter().filter(|_| !self.removed) {
+        for pool in machine.libvirt.pools.iter().filter(|_| !self.removed && !self.pools_given_up) {
             for disk in self.plan.images.iter().filter(|disk| split(&disk.final_path).0 == pool.path) {
                 let name = split(&disk.final_path).1;
                 let foreign = self.before[1].entries.contains_key(&disk.final_path);

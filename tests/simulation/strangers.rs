@@ -254,6 +254,11 @@ impl Strangers {
         if files.stat(&mark).is_some() {
             return;
         }
+        // Both at the published name in one moment: whose look was first is nobody's to say.
+        if core.operation.contains(&disk.final_path) {
+            return;
+        }
+        let files = &mut core.machine_mut(Side::Destination).files;
         if let Some(stat) = files.stat(path) {
             // Its staging name is what proves that a published image is ours: without it, it is nobody's and stays.
             let orphaned = path == &disk.staging_path && files.find(&disk.final_path) == files.find(path);
@@ -323,9 +328,12 @@ impl Strangers {
         let files = &mut core.machine_mut(Side::Destination).files;
         if files.make_file(&path, 0o600, Content::of(b"a stranger's")).is_ok() {
             files.sync(&path).unwrap();
-            files.sync(split(&path).0).unwrap();
-            let directories = path.match_indices('/').skip(1).map(|(end, _)| path[..end].to_owned());
-            self.accept(core, Side::Destination, cause, directories.chain([path.clone()]).collect(), vec![]);
+            let directories: Vec<_> = path.match_indices('/').skip(1).map(|(end, _)| path[..end].to_owned()).collect();
+            // A power cut would take it along with a directory of ours that is not durable yet.
+            for directory in &directories {
+                files.sync(directory).unwrap();
+            }
+            self.accept(core, Side::Destination, cause, [directories, vec![path]].concat(), vec![]);
         }
     }
 

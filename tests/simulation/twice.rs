@@ -11,7 +11,7 @@ use kvm_clone::steps::{self, Applied, Context, Probe};
 use kvm_clone::world::{Side, World};
 
 use crate::faults::FaultPlan;
-use crate::history::{History, Silent};
+use crate::history::{History, Listener};
 use crate::kinds::{CLEAN_UP_STEPS, STEPS, name_of_clean_up_step, name_of_step};
 use crate::notebook::Notebook;
 use crate::old_vm::OldVm;
@@ -143,7 +143,7 @@ fn shape(start: bool) -> Shape {
 fn in_one_attempt(history: &History, live: &dyn Fn(&mut Attempt)) -> BTreeSet<&'static str> {
     let world = history.scene.world.another_life(FaultPlan::none());
     let mut journal = Notebook::open(history.scene.plan.txn, &world, &history.durable, &history.oracle);
-    let mut observer = Silent;
+    let mut observer = Listener(Rc::clone(&history.oracle));
     let mut attempt = Attempt::open(&world, &mut journal, &mut observer);
     live(&mut attempt);
     let visited = std::mem::take(&mut attempt.visited);

@@ -49,6 +49,8 @@ pub struct Core {
     next_pid: u32,
     pub watch: Option<Watch>,
     pub broken: Vec<String>,
+    /// The operation at which something went wrong last, in words.
+    pub operation: String,
     /// How often what went wrong.
     pub struck: BTreeMap<&'static str, u64>,
     /// The next chunk that is written arrives with a byte flipped.
@@ -152,6 +154,7 @@ impl SimWorld {
             next_pid: 1000,
             watch: None,
             broken: Vec::new(),
+            operation: String::new(),
             struck: BTreeMap::new(),
             flips_next_write: false,
         };
@@ -256,6 +259,7 @@ impl SimWorld {
         }
         let injection = controller.faults.take(number);
         if let Some(injection) = &injection {
+            core.operation = operation();
             core.count(injection.kind());
         }
         injection
