@@ -16,7 +16,8 @@
 //! | L | Undone | Ours, Partial | – | undo again |
 //! | M | any but none | `InUse` | stop | stop |
 //!
-//! Where the effect is only one more name of what is ours, another's object under it is `Absent` on the way back.
+//! Where the effect is only one more name of what is ours and in its place, another's object under it is `Absent` on the way
+//! back.
 //! A host that does not answer is no row: that suspends. `–` cannot happen, because Failed and Undone exist only where
 //! the direction is back; it stops rather than guesses.
 

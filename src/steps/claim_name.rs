@@ -55,8 +55,8 @@ impl Step for ClaimName {
         }
     }
 
-    fn is_only_a_name(&self) -> bool {
-        true
+    fn is_only_a_name(&self, context: &Context) -> Result<bool, Failure> {
+        Ok(context.destination.stat(&context.record.owner())?.is_some())
     }
 
     fn foreign(&self, context: &Context) -> Option<Failure> {

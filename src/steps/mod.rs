@@ -94,9 +94,10 @@ pub trait Step {
     fn hold(&self, _context: &Context) -> Result<(), Failure> {
         Ok(())
     }
-    /// Is the effect no more than another name of what is ours? Then another's object under that name says that ours is gone.
-    fn is_only_a_name(&self) -> bool {
-        false
+    /// Is the effect no more than another name of something of ours that is still in its own place? Then another's object under
+    /// that name says that our name is gone, and nothing else.
+    fn is_only_a_name(&self, _context: &Context) -> Result<bool, Failure> {
+        Ok(false)
     }
     /// The refusal for something foreign in this step's place, where it is more than "taken".
     fn foreign(&self, _context: &Context) -> Option<Failure> {

@@ -77,8 +77,8 @@ impl Step for PublishImage {
         }
     }
 
-    fn is_only_a_name(&self) -> bool {
-        true
+    fn is_only_a_name(&self, context: &Context) -> Result<bool, Failure> {
+        Ok(context.destination.stat(&context.image(self.image)?.staging_path)?.is_some())
     }
 
     fn hold(&self, context: &Context) -> Result<(), Failure> {
