@@ -38,11 +38,9 @@ tests: export KVM_CLONE_TEST_ROOT := 1
 # Those with hosts wait more than they compute.
 tests: export RUST_TEST_THREADS ?= 4
 tests: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
-ifneq ($(SUDO),)
-tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(SUDO)
-endif
+tests: export KVM_CLONE_TEST_RUNNER := $(SUDO)
 tests: agent ## All tests: unit, conformance, simulation, command line, lab
-	$(CARGO) test --workspace --all-features
+	tests/all
 
 soak: export KVM_CLONE_AGENT := $(TEST_AGENT_TARGET)/debug/kvm-clone-agent
 soak: install agent ## Histories, kills, power cuts, damage for SOAK_SECONDS (600) or SOAK_HISTORIES: one table
