@@ -1,11 +1,14 @@
 //! The relay of one libvirt connection: a private Unix socket here, a stream of the agent, libvirt's own socket there.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvm_clone_agent::protocol::{Message, RELAY_BYTES_MAX, RELAY_CREDIT_BYTES, RelayPurpose, Request};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::stat::{Mode, fstat, lstat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -20,8 +23,8 @@ const OPEN_SECONDS_MAX: u64 = 10;
 const ACCEPT_SECONDS_MAX: u64 = 10;
 /// What the names of private directories begin with.
 const DIRECTORY_PREFIX: &str = "kvm-clone.";
-/// Age from which a private directory is what a killed controller left: long after its relay was given up.
-const STALE_SECONDS_MIN: u64 = 60 * ACCEPT_SECONDS_MAX;
+/// How often a private directory is made anew that somebody took for a left one before it was locked.
+const DIRECTORY_TRIES_MAX: usize = 8;
 /// Bytes of a Unix socket's path, at most (`sun_path`, with its zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -113,10 +116,11 @@ async fn carry(listener: UnixListener, directory: PrivateDirectory, stream: Stre
     }
 }
 
-/// A directory that nobody else may enter, for as long as it takes to connect; it goes with its holder. One that a killed
-/// controller left is removed by the next.
+/// A directory that nobody else may enter, for as long as it takes to connect; it goes with its holder. It is locked, so that
+/// what a killed controller left is known, and removed by the next.
 struct PrivateDirectory {
     path: PathBuf,
+    _lock: Flock<OwnedFd>,
 }
 
 impl PrivateDirectory {
@@ -129,14 +133,31 @@ impl PrivateDirectory {
             if template.as_os_str().len() + "/libvirt".len() > SOCKET_PATH_BYTES_MAX {
                 continue;
             }
-            remove_stale(&place, Duration::from_secs(STALE_SECONDS_MIN));
-            // `mkdtemp` makes it with mode 0700.
-            match nix::unistd::mkdtemp(&template) {
-                Ok(path) => return Ok(Self { path }),
-                Err(error) => last = error.into(),
+            remove_left(&place);
+            for _ in 0..DIRECTORY_TRIES_MAX {
+                // `mkdtemp` makes it with mode 0700.
+                match nix::unistd::mkdtemp(&template).map(Self::lock) {
+                    Ok(Some(directory)) => return Ok(directory),
+                    Ok(None) => {}
+                    Err(error) => {
+                        last = error.into();
+                        break;
+                    }
+                }
             }
         }
         Err(last)
+    }
+
+    /// Takes a directory; `None` where another process has it, or took it away.
+    fn lock(path: PathBuf) -> Option<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::open(&path, flags, Mode::empty()).ok()?;
+        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock).ok()?;
+        let (locked, named) = (fstat(&*lock).ok()?, lstat(&path).ok()?);
+        let is_ours = locked.st_uid == nix::unistd::geteuid().as_raw();
+        ((locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino) && is_ours)
+            .then_some(Self { path, _lock: lock })
     }
 
     fn socket(&self) -> PathBuf {
@@ -152,18 +173,13 @@ impl Drop for PrivateDirectory {
     }
 }
 
-/// Removes what nobody can be waiting at any more: directories of ours, of that age, with nothing in them but the socket.
+/// Removes what killed controllers left: directories of ours that nobody holds, with nothing in them but the socket.
 /// Whatever cannot be removed stays.
-fn remove_stale(place: &Path, age: Duration) {
-    use std::os::unix::fs::MetadataExt;
+fn remove_left(place: &Path) {
     let Ok(entries) = std::fs::read_dir(place) else { return };
     let named = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(DIRECTORY_PREFIX));
     for entry in entries.flatten().filter(|entry| named(&entry.file_name())) {
-        let Ok(metadata) = std::fs::symlink_metadata(entry.path()) else { continue };
-        let old = metadata.modified().ok().and_then(|made| made.elapsed().ok()).is_some_and(|since| since >= age);
-        if metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() && old {
-            drop(PrivateDirectory { path: entry.path() });
-        }
+        drop(PrivateDirectory::lock(entry.path()));
     }
 }
 
@@ -212,9 +228,12 @@ mod tests {
             names.sort();
             names
         };
-        remove_stale(place.path(), Duration::from_secs(STALE_SECONDS_MIN));
-        assert_eq!(left().len(), 3, "what is young may be in use");
-        remove_stale(place.path(), Duration::ZERO);
+        let in_use = std::fs::File::open(place.path().join("kvm-clone.abcdef")).unwrap();
+        let in_use = Flock::lock(in_use, FlockArg::LockExclusiveNonblock).unwrap();
+        remove_left(place.path());
+        assert_eq!(left().len(), 3, "what is held is in use");
+        drop(in_use);
+        remove_left(place.path());
         assert_eq!(left(), ["another", "kvm-clone.other1"]);
     }
 
