@@ -51,6 +51,11 @@ pub struct DiskMark {
     pub clone: ImageMark,
 }
 
+/// What tells whether a source's definition is still the one that was cloned.
+pub fn definition_value(definition: &str) -> ChunkValue {
+    ChunkValue(*blake3::hash(definition.as_bytes()).as_bytes())
+}
+
 /// The whole element.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloneMark {
@@ -64,6 +69,8 @@ pub struct CloneMark {
     pub source_host: String,
     /// The source VM's UUID.
     pub source_uuid: DomainUuid,
+    /// BLAKE3 of the source's definition, as it was then.
+    pub source_definition: Option<ChunkValue>,
     /// The domain's own UUID: a mark that names another one was copied by somebody and says nothing.
     pub clone_uuid: DomainUuid,
     /// It has its source's UUID: only one of the two may run.
@@ -91,6 +98,7 @@ impl CloneMark {
             MarkState::Finished => "finished",
         };
         let identity = if self.same_identity { " identity='source'" } else { "" };
+        let definition = self.source_definition.map(|value| format!(" definition='{value}'")).unwrap_or_default();
         let controller = &self.controller;
         let mut disks = String::new();
         for disk in &self.disks {
@@ -99,7 +107,7 @@ impl CloneMark {
         Ok(format!(
             "<{prefix}clone{declaration} transaction='{}' state='{state}' uuid='{}'{identity}>\
              <{prefix}controller machine='{}' state-dir='{}'/>\
-             <{prefix}source host='{}' machine='{}' uuid='{}'/>{disks}</{prefix}clone>",
+             <{prefix}source host='{}' machine='{}' uuid='{}'{definition}/>{disks}</{prefix}clone>",
             self.txn,
             self.clone_uuid,
             escape_attribute("machine-id", &controller.machine_id)?,
@@ -162,6 +170,7 @@ fn read_mark(mark: Node<'_, '_>) -> Result<CloneMark, DomainError> {
         source_machine_id: required(source, "machine")?.to_owned(),
         source_host: required(source, "host")?.to_owned(),
         source_uuid: value(source, "uuid")?,
+        source_definition: source.attribute("definition").and_then(read_root),
         clone_uuid: value(mark, "uuid")?,
         same_identity: mark.attribute("identity") == Some("source"),
         state,
@@ -227,6 +236,7 @@ mod tests {
             source_machine_id: "m2".into(),
             source_host: "root@a:22".into(),
             source_uuid: DomainUuid([2; 16]),
+            source_definition: Some(ChunkValue([0x17; 32])),
             clone_uuid: DomainUuid([3; 16]),
             same_identity: false,
             state: MarkState::Unfinished,

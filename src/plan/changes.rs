@@ -18,6 +18,7 @@ fn finished(plan: &PlanV1) -> Result<String, DomainError> {
         source_machine_id: plan.request.source.machine_id.clone(),
         source_host: plan.request.source.address.clone(),
         source_uuid: plan.request.vm_uuid,
+        source_definition: None,
         clone_uuid: plan.clone_uuid,
         same_identity: plan.clone_uuid == plan.request.vm_uuid,
         state: MarkState::Finished,

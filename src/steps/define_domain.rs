@@ -4,7 +4,7 @@ use journal_format::{FailureClassV1, Inode, OutcomeV1, StepV1};
 
 use super::publish_image::PublishImage;
 use super::{Applied, Context, Probe, Step, rename_clone};
-use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
+use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark, definition_value};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -195,6 +195,7 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         source_machine_id: request.source.machine_id.clone(),
         source_host: request.source.address.clone(),
         source_uuid: request.vm_uuid,
+        source_definition: Some(definition_value(&context.plan.source_definition)),
         clone_uuid: context.plan.clone_uuid,
         same_identity: request.options.preserve_uuid,
         state,

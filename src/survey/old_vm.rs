@@ -10,7 +10,7 @@ use super::destination::directory;
 use super::firmware::root_of;
 use super::source::disk_images;
 use super::{DirectoryFacts, SourceFile, SourceSurvey};
-use crate::domain::metadata::{CloneMark, DiskMark, MarkState};
+use crate::domain::metadata::{CloneMark, DiskMark, MarkState, definition_value};
 use crate::domain::{Definition, DiskDevice, DiskSource, DomainError, ImageMark, places};
 use crate::reach::{Leaving, Reached};
 use crate::request::{Occupied, Request};
@@ -168,7 +168,10 @@ fn changed(
     }
     let roles: BTreeSet<String> = source.files.iter().map(|file| file.role.to_string()).collect();
     if roles != mark.disks.iter().map(|disk| disk.target.clone()).collect() {
-        return Ok(Some("the source has other disks now".to_owned()));
+        return Ok(Some("it was made of other files than would be copied now".to_owned()));
+    }
+    if mark.source_definition.is_some_and(|was| was != definition_value(&source.vm.definition)) {
+        return Ok(Some("the source's definition was changed since".to_owned()));
     }
     for file in &source.files {
         let role = file.role.to_string();

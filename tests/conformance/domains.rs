@@ -105,6 +105,7 @@ fn mark(ground: &dyn Ground, guest: &Guest, state: MarkState) -> CloneMark {
         source_machine_id: "1".repeat(32),
         source_host: "root@source".to_owned(),
         source_uuid: DomainUuid([7; 16]),
+        source_definition: None,
         clone_uuid: guest.uuid,
         same_identity: false,
         state,

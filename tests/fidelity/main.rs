@@ -58,6 +58,7 @@ fn mark() -> CloneMark {
         source_machine_id: "decaf".into(),
         source_host: "root@[fd00::1]:22".into(),
         source_uuid: DomainUuid([0xab; 16]),
+        source_definition: None,
         clone_uuid: CLONE_UUID,
         same_identity: false,
         state: MarkState::Unfinished,
