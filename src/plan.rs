@@ -96,7 +96,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         source_definition: survey.source.vm.definition.clone(),
         definition,
         title: survey.source.definition.title.clone(),
-        autostart: survey.source.vm.autostart,
+        autostart: starts_with_its_host(request, survey),
         directories,
         new_directories,
         images,
@@ -109,6 +109,11 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
 
 fn new_uuid(circumstances: &mut Circumstances<'_>) -> DomainUuid {
     DomainUuid(*uuid::Builder::from_random_bytes((circumstances.random)()).into_uuid().as_bytes())
+}
+
+/// As the source does, but for a clone that is the same machine: after a power cut of both hosts two of them would run.
+fn starts_with_its_host(request: &Request, survey: &Survey) -> bool {
+    survey.source.vm.autostart && !request.preserve_uuid
 }
 
 fn recorded_request(request: &Request, survey: &Survey) -> RequestV1 {
@@ -402,7 +407,7 @@ fn clean_up_steps(
 ) -> Vec<CleanUpStepV1> {
     let (mut steps, deleting) = replaced::clean_up(replaced);
     steps.extend([CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim]);
-    if survey.source.vm.autostart {
+    if starts_with_its_host(request, survey) {
         steps.push(CleanUpStepV1::SetAutostart);
     }
     if request.start {

@@ -78,15 +78,26 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
     };
     let stopped = match (replaced.running, request.stop) {
         (false, _) => "",
-        (true, StopModeV1::Save) => " It is stopped just before the commit, its memory saved until then.",
+        (true, StopModeV1::Never) => "",
+        (true, StopModeV1::Save) => {
+            " It is stopped just before the commit, its memory saved for a rollback and given up at the commit."
+        }
         (true, StopModeV1::Destroy) => " It is switched off just before the commit.",
-        (true, StopModeV1::Shutdown | StopModeV1::Never) => " It is shut down just before the commit.",
+        (true, StopModeV1::Shutdown) => " It is shut down just before the commit.",
+    };
+    let then = match (replaced.running && !request.start, old.vm.autostart && !plan.autostart) {
+        (true, true) => {
+            " The clone is not started (--start does that), and will not start with its host, as that VM does."
+        }
+        (true, false) => " The clone is not started: --start does that.",
+        (false, true) => " The clone will not start with its host, as that VM does.",
+        (false, false) => "",
     };
     report.warn(
         WarningKind::Replaces,
         host,
         format!(
-            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}",
+            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}{then}",
             old.vm.brief.uuid,
             describe(survey, old)
         ),
@@ -152,10 +163,15 @@ fn check_identity(report: &mut Report, request: &Request, survey: &Survey) {
             "Leave --preserve-uuid out.",
         );
     }
-    let when = if request.start {
-        "Shut the source off for good: the clone is started at the end."
-    } else {
-        "Start one of them only, and undefine the other."
+    let when = match (request.start, survey.source.vm.autostart) {
+        (true, false) => "Shut the source off for good: the clone is started at the end.",
+        (true, true) => {
+            "Shut the source off for good (`virsh autostart --disable`): the clone is started at the end, and does not start with its host."
+        }
+        (false, false) => "Start one of them only, and undefine the other.",
+        (false, true) => {
+            "Start one of them only, and undefine the other. The clone does not start with its host, as the source does."
+        }
     };
     report.warn(
         WarningKind::SameIdentity,
