@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::attempt::{conclude, open};
+use super::attempt::{Otherwise, conclude, open};
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
@@ -22,6 +22,8 @@ pub struct AbandonArgs {
     /// Close it also if the destination does not answer, because that host is gone for ever
     #[arg(long)]
     destination_gone: bool,
+    #[command(flatten)]
+    otherwise: Otherwise,
 }
 
 /// Gives one transaction up.
@@ -40,7 +42,7 @@ pub fn abandon(args: &AbandonArgs, session: &Session) -> Result<ExitStatus, CliE
         reason: reason.to_owned(),
         destination_gone: args.destination_gone,
     };
-    let conclusion = conclude(&mut journal, session, |world, journal, watcher| {
+    let conclusion = conclude(&mut journal, &args.otherwise, session, |world, journal, watcher| {
         engine::abandon(world, journal, watcher, &giving_up)
     })?;
     Ok(conclusion.tell(&session.terminal))

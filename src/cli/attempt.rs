@@ -1,5 +1,8 @@
 //! One attempt in one transaction: what `run`, `resume`, `rollback`, `recover` and `abandon` have in common.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use journal_format::{AttemptPurpose, EventV1, PlanV1, TxnId};
 
 use super::conclusion::Conclusion;
@@ -13,14 +16,25 @@ use crate::journal::{FileJournal, Journal, JournalError};
 use crate::report::transaction::TransactionLog;
 use crate::request::ByteRate;
 
+/// What may be otherwise in one attempt than the plan has it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Otherwise {
+    /// Private key file for both hosts, instead of the one that the clone was begun with
+    #[arg(long, value_name = "FILE")]
+    pub ssh_key: Option<PathBuf>,
+    /// Image bytes a second at most, from now on.
+    #[arg(skip)]
+    pub bandwidth_limit: Option<ByteRate>,
+}
+
 /// Opens a transaction that is there and drives it as far as it goes.
 pub fn reopen(
     txn: TxnId,
     purpose: AttemptPurpose,
-    bandwidth_limit: Option<ByteRate>,
+    otherwise: &Otherwise,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
-    drive(&mut open(txn, session)?, purpose, bandwidth_limit, session)
+    drive(&mut open(txn, session)?, purpose, otherwise, session)
 }
 
 /// Opens the journal of a transaction that is there, and tells what had to be repaired.
@@ -37,27 +51,28 @@ pub fn open(txn: TxnId, session: &Session) -> Result<FileJournal, CliError> {
 pub fn drive(
     journal: &mut dyn Journal,
     purpose: AttemptPurpose,
-    bandwidth_limit: Option<ByteRate>,
+    otherwise: &Otherwise,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
     let settings = Settings {
         purpose,
         controller: session.controller()?,
         controller_pid: std::process::id(),
-        bandwidth_limit_bytes_per_second: bandwidth_limit.map(ByteRate::bytes_per_second),
+        bandwidth_limit_bytes_per_second: otherwise.bandwidth_limit.map(ByteRate::bytes_per_second),
     };
-    conclude(journal, session, |world, journal, watcher| engine::drive(world, journal, watcher, &settings))
+    conclude(journal, otherwise, session, |world, journal, watcher| engine::drive(world, journal, watcher, &settings))
 }
 
 /// Lets the engine act on an open journal's transaction between its two hosts, and says how that ended.
 pub fn conclude(
     journal: &mut dyn Journal,
+    otherwise: &Otherwise,
     session: &Session,
     act: impl FnOnce(&RealWorld, &mut dyn Journal, &mut Watcher<'_>) -> Result<Ending, JournalError>,
 ) -> Result<Conclusion, CliError> {
     let journal_error = |error: &JournalError| CliError::journal(error, ExitStatus::Suspended);
     let plan = plan_of(journal).map_err(|error| journal_error(&error))?;
-    let access = |endpoint| Access::from_endpoint(endpoint).map_err(CliError::from);
+    let access = |endpoint| Access::from_endpoint(endpoint, otherwise.ssh_key.as_deref()).map_err(CliError::from);
     let (source, destination) = (access(&plan.request.source)?, access(&plan.request.destination)?);
     let world = RealWorld::new(session.connector()?, source, destination, Some(plan.txn));
     let ended_before = matches!(journal.records().last().map(|record| &record.event), Some(EventV1::Finished { .. }));

@@ -7,7 +7,7 @@ use clap::Args;
 use journal_format::{AttemptPurpose, TxnId};
 use serde_json::{Value, json};
 
-use super::attempt::reopen;
+use super::attempt::{Otherwise, reopen};
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::recover_from::{FromHost, recover_from};
@@ -122,7 +122,7 @@ fn recover_one(
         return Ok(Some((status, view(&log, status))));
     };
     session.terminal.note(&format!("transaction {txn}: {} → {}", log.source.vm_name, log.destination.vm_name));
-    let conclusion = reopen(txn, purpose, None, session)?;
+    let conclusion = reopen(txn, purpose, &Otherwise::default(), session)?;
     conclusion.say(&session.terminal);
     text.push_str(&conclusion.human());
     Ok(Some((conclusion.status, conclusion.json())))

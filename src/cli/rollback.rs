@@ -3,7 +3,7 @@
 use clap::Args;
 use journal_format::AttemptPurpose;
 
-use super::attempt::reopen;
+use super::attempt::{Otherwise, reopen};
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
@@ -13,11 +13,13 @@ use super::session::Session;
 pub struct RollbackArgs {
     /// The transaction
     txn: String,
+    #[command(flatten)]
+    otherwise: Otherwise,
 }
 
 /// Rolls one transaction back.
 pub fn rollback(args: &RollbackArgs, session: &Session) -> Result<ExitStatus, CliError> {
     let txn = session.state.find(&args.txn)?;
-    let conclusion = reopen(txn, AttemptPurpose::Rollback, None, session)?;
+    let conclusion = reopen(txn, AttemptPurpose::Rollback, &args.otherwise, session)?;
     Ok(conclusion.tell(&session.terminal))
 }

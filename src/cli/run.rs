@@ -10,7 +10,7 @@ use clap::Args;
 use journal_format::{AttemptPurpose, DomainUuid, Epoch, EventV1, PlanV1, RecordV1, TxnId};
 use serde_json::{Value, json};
 
-use super::attempt::{drive, reopen};
+use super::attempt::{Otherwise, drive, reopen};
 use super::error::{CliError, Problem};
 use super::exit::ExitStatus;
 use super::session::{Seen, Session, now};
@@ -26,6 +26,10 @@ use crate::report::status::Status;
 use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, VmSelector, stop_mode};
 use crate::survey::{Survey, SurveyError};
 use crate::world::{Side, World};
+
+/// How `plan` is used.
+pub const PLAN_USAGE: &str =
+    "kvm-clone plan [OPTIONS] <SRC> <DST> <VM>...\n       kvm-clone plan [OPTIONS] <SRC> <DST> --all [--match <GLOB>]";
 
 /// Which VMs, from where to where, and how.
 #[derive(Debug, Args)]
@@ -157,7 +161,7 @@ pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result
         && !args.dry_run
         && let Some(txn) = prepared.unfinished
     {
-        if let Some(told) = finish_first(txn, session)? {
+        if let Some(told) = finish_first(txn, request, session)? {
             return Ok(told);
         }
         prepared = prepare(request, session)?;
@@ -166,15 +170,15 @@ pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result
     if args.dry_run && !up_to_date {
         return foretell(&report, plan.as_ref());
     }
+    if up_to_date {
+        return Ok(tell_up_to_date(request, &survey));
+    }
     for warning in &report.warnings {
         session.terminal.warning(&warning.to_string());
     }
-    if up_to_date {
-        return Ok(tell_up_to_date(&survey, &report));
-    }
     let plan = plan.ok_or_else(|| blocked(&report))?;
     let mut journal = begin(plan, session)?;
-    Ok(drive(&mut journal, AttemptPurpose::Run, None, session)?.told(&session.terminal))
+    Ok(drive(&mut journal, AttemptPurpose::Run, &Otherwise::default(), session)?.told(&session.terminal))
 }
 
 /// `plan`: the same, and nothing is touched.
@@ -197,8 +201,9 @@ fn foretell(report: &Report, plan: Option<&PlanV1>) -> Result<Told, CliError> {
 
 /// An unfinished transaction of the very same request is brought to its end. `None`: it was rolling back, that is done, and
 /// the request stands as before.
-fn finish_first(txn: TxnId, session: &Session) -> Result<Option<Told>, CliError> {
+fn finish_first(txn: TxnId, request: &Request, session: &Session) -> Result<Option<Told>, CliError> {
     let Seen { log, .. } = session.see(txn).map_err(|error| CliError::journal(&error, ExitStatus::Refused))?;
+    let otherwise = Otherwise { ssh_key: request.key_file.clone(), bandwidth_limit: request.bandwidth_limit };
     match log.status {
         Status::Running => {
             let message = format!("transaction {txn} of this very request is running now");
@@ -214,7 +219,7 @@ fn finish_first(txn: TxnId, session: &Session) -> Result<Option<Told>, CliError>
             session
                 .terminal
                 .note(&format!("transaction {txn} of this request was rolling back: that is finished first"));
-            let conclusion = reopen(txn, AttemptPurpose::Rollback, None, session)?;
+            let conclusion = reopen(txn, AttemptPurpose::Rollback, &otherwise, session)?;
             if conclusion.status == ExitStatus::Done {
                 return Ok(None);
             }
@@ -222,22 +227,23 @@ fn finish_first(txn: TxnId, session: &Session) -> Result<Option<Told>, CliError>
         }
         Status::Interrupted | Status::CleaningUp | Status::Committed | Status::RolledBack | Status::Abandoned => {
             session.terminal.note(&format!("transaction {txn} of this request is unfinished: it is resumed"));
-            Ok(Some(reopen(txn, AttemptPurpose::Resume, None, session)?.told(&session.terminal)))
+            Ok(Some(reopen(txn, AttemptPurpose::Resume, &otherwise, session)?.told(&session.terminal)))
         }
     }
 }
 
 /// The clone is there, and neither it nor its source was changed since.
-fn tell_up_to_date(survey: &Survey, report: &Report) -> Told {
+fn tell_up_to_date(request: &Request, survey: &Survey) -> Told {
     let (clone, source) = (survey.new_name.as_str(), survey.source.vm.brief.name.as_str());
     let txn = survey.destination.old.as_ref().and_then(|old| old.mark.as_ref()).map(|mark| mark.txn.to_string());
     let (from, to) = (&survey.source.name, &survey.destination.name);
+    let start = if request.start { "; it is not started" } else { "" };
     Told {
         status: ExitStatus::Done,
         word: "up to date".into(),
-        value: json!({ "status": "up_to_date", "id": txn, "warnings": report.warnings }),
+        value: json!({ "status": "up_to_date", "id": txn, "warnings": [] }),
         text: format!(
-            "{clone} on {to} is a clone of {source} on {from}, and neither was changed since: nothing to do.\n"
+            "{clone} on {to} is a clone of {source} on {from}, and neither was changed since: nothing to do{start}.\n"
         ),
         txn,
     }

@@ -1,6 +1,7 @@
 //! `verify TXN`: is the clone still what was copied? Any time after the commit, also while it runs; changes nothing.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::ProgressBar;
@@ -28,6 +29,9 @@ use crate::world::{ChunkGeometry, DomainState, FaultKind, Host};
 pub struct VerifyArgs {
     /// The transaction
     txn: String,
+    /// Private key file for the host, instead of the one that the clone was begun with
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
 }
 
 const VERIFY_HELP: &str = "\
@@ -58,7 +62,7 @@ pub fn verify(args: &VerifyArgs, session: &Session) -> Result<ExitStatus, CliErr
     let txn = session.state.find(&args.txn)?;
     must_be_committed(txn, session)?;
     let (plan, images) = expected(txn, session)?;
-    let access = Access::from_endpoint(&plan.request.destination)?;
+    let access = Access::from_endpoint(&plan.request.destination, args.ssh_key.as_deref())?;
     let before = |fault| CliError::before_begun(&fault);
     let host = session.connector()?.connect(&access, Role::Survey).map_err(before)?;
     let machine_id = host.facts().map_err(before)?.machine_id;

@@ -1,6 +1,6 @@
 //! From a host's name to an agent that runs there and was told what it is for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -40,11 +40,11 @@ impl Access {
         Self { address, key_file, machine_id: None }
     }
 
-    /// A host of a plan.
-    pub fn from_endpoint(endpoint: &EndpointV1) -> Result<Self, AddressError> {
+    /// A host of a plan, with another key file where one is given.
+    pub fn from_endpoint(endpoint: &EndpointV1, key_file: Option<&Path>) -> Result<Self, AddressError> {
         Ok(Self {
             address: endpoint.address.parse()?,
-            key_file: endpoint.key_file.as_ref().map(PathBuf::from),
+            key_file: key_file.map(Path::to_owned).or_else(|| endpoint.key_file.as_ref().map(PathBuf::from)),
             machine_id: Some(endpoint.machine_id.clone()).filter(|id| !id.is_empty()),
         })
     }
@@ -169,7 +169,14 @@ impl Connector {
             .ok_or_else(|| unusable(host, "connect", "this user has no home directory; set HOME".into()))?;
         let given = self.options.ssh_config_file.clone().or_else(|| path_variable(SSH_CONFIG_VARIABLE));
         let surroundings = SshSurroundings {
-            config_file: given.unwrap_or_else(|| home.join(".ssh/config")),
+            config_file: match given {
+                // Without the file that was named the host would be looked for under the alias itself.
+                Some(path) if !path.is_file() => {
+                    let detail = format!("the ssh configuration {} is not there", path.display());
+                    return Err(unusable(host, "connect", detail));
+                }
+                given => given.unwrap_or_else(|| home.join(".ssh/config")),
+            },
             home,
             user: user_name(),
             agent_socket: path_variable("SSH_AUTH_SOCK"),
