@@ -81,7 +81,7 @@ fn act(context: &mut Context, standing: &Standing, recovery: &Recovery) -> Resul
         return Err(Failure::stop(None, format!("the owner file of {}", context.plan.txn), found));
     }
     let opened = EventV1::AttemptOpened { epoch: owner.epoch, purpose: AttemptPurpose::Run, pid: 0 };
-    context.recorder.append(context.world.now(), opened)?;
+    context.recorder.recount(context.world.now(), opened)?;
     let purpose = if standing.marked {
         committed_past(context)?;
         AttemptPurpose::Resume
@@ -102,7 +102,7 @@ fn act(context: &mut Context, standing: &Standing, recovery: &Recovery) -> Resul
 fn started_past(context: &mut Context) -> Result<(), Failure> {
     for (index, _) in (0u32..).zip(&context.plan.clone().steps) {
         let step = StepRef::Forward(index);
-        context.recorder.append(context.world.now(), EventV1::Started { step })?;
+        context.recorder.recount(context.world.now(), EventV1::Started { step })?;
     }
     // What a defined clone says of its images tells whether somebody wrote to them since: then it is not undone.
     record_transfers(context)
@@ -123,7 +123,7 @@ fn committed_past(context: &mut Context) -> Result<(), Failure> {
         let is_later = matches!(planned, CleanUpStepV1::SetAutostart | CleanUpStepV1::StartDomain);
         let is_over = has_its_name && matches!(planned, CleanUpStepV1::RetireOldVm | CleanUpStepV1::RenameClone);
         if step.lands_late() && !is_over && !(is_later && is_used) {
-            context.recorder.append(context.world.now(), EventV1::Started { step: place })?;
+            context.recorder.recount(context.world.now(), EventV1::Started { step: place })?;
         }
         if !(is_later && is_used) {
             continue;
@@ -135,7 +135,7 @@ fn committed_past(context: &mut Context) -> Result<(), Failure> {
             context.recorder.observer.warning(&warning);
         }
         let done = EventV1::Done { step: place, outcome: OutcomeV1::AlreadySo };
-        context.recorder.append(context.world.now(), done)?;
+        context.recorder.recount(context.world.now(), done)?;
     }
     Ok(())
 }
@@ -157,7 +157,7 @@ fn is_untouched(context: &Context) -> Result<bool, Failure> {
 fn record_transfers(context: &mut Context) -> Result<(), Failure> {
     for (transfer, outcome) in transfers_of_mark(context)? {
         let step = context.place_of(transfer)?;
-        context.recorder.append(context.world.now(), EventV1::Done { step, outcome })?;
+        context.recorder.recount(context.world.now(), EventV1::Done { step, outcome })?;
     }
     Ok(())
 }

@@ -36,6 +36,13 @@ impl<'a> Recorder<'a> {
 
     /// Appends one event: durable when it returns.
     pub fn append(&mut self, at: UnixMillis, event: EventV1) -> Result<(), JournalError> {
+        let (sequence, record) = self.recount(at, event)?;
+        self.observer.appended(sequence, &record);
+        Ok(())
+    }
+
+    /// Appends an event that nobody sees happen: it is of a past that is written anew.
+    pub fn recount(&mut self, at: UnixMillis, event: EventV1) -> Result<(u64, RecordV1), JournalError> {
         let epoch = match &event {
             EventV1::AttemptOpened { epoch, .. } => *epoch,
             _ => self.history.epoch,
@@ -47,8 +54,7 @@ impl<'a> Recorder<'a> {
         let sequence = self.history.records;
         self.journal.append(sequence, record.clone())?;
         self.history = next;
-        self.observer.appended(sequence, &record);
-        Ok(())
+        Ok((sequence, record))
     }
 
     /// The epoch of this attempt.
