@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
+use crate::journal::Repair;
 use crate::journal::verify::{CopyReport, Verdict, VerifyReport, export, verify};
 use crate::report::quantity::printable;
 
@@ -27,10 +28,15 @@ pub enum JournalCommand {
 
 /// Which journal.
 #[derive(Debug, Args)]
+#[command(after_help = VERIFY_HELP)]
 pub struct VerifyArgs {
     /// The transaction
     txn: String,
 }
+
+const VERIFY_HELP: &str = "\
+Exit status: 0 both copies are sound, or lack no more than a crash takes; 6 something that was recorded is damaged or gone in one \
+copy (`repairable`: the next resume or rollback puts it right from the other) or in both.";
 
 /// Which journal, and where to.
 #[derive(Debug, Args)]
@@ -55,7 +61,9 @@ fn verify_one(txn: TxnId, session: &Session) -> Result<ExitStatus, CliError> {
     let (status, word, notes) = match &report.verdict {
         Verdict::Sound => (ExitStatus::Done, "sound", Vec::new()),
         Verdict::Repairable(repairs) => {
-            (ExitStatus::Done, "repairable", repairs.iter().map(ToString::to_string).collect())
+            let harmless = repairs.iter().all(Repair::is_of_a_crash);
+            let status = if harmless { ExitStatus::Done } else { ExitStatus::Journal };
+            (status, "repairable", repairs.iter().map(ToString::to_string).collect())
         }
         Verdict::Damaged(what) => (ExitStatus::Journal, "damaged", vec![what.clone()]),
         Verdict::Newer(what) => (ExitStatus::Journal, "newer", vec![what.clone()]),

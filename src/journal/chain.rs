@@ -206,6 +206,18 @@ pub enum Repair {
     BallastFreed,
 }
 
+impl Repair {
+    /// Is it no more than what a crash or a full disk leaves, with nothing that was acknowledged damaged?
+    pub fn is_of_a_crash(&self) -> bool {
+        match self {
+            Self::TailCut { .. } | Self::StoreCompleted { .. } | Self::TornSnapshot | Self::BallastFreed => true,
+            Self::LogRestored { .. } | Self::StoreRebuilt { .. } | Self::LedgerDropped { .. } | Self::LedgersStale => {
+                false
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for Repair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
