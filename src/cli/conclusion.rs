@@ -120,14 +120,14 @@ impl Conclusion {
 fn cloned(log: &TransactionLog) -> String {
     let (source, clone) = (&log.source, &log.destination);
     let sent: u64 = log.disks.iter().filter_map(|disk| disk.sent_bytes).sum();
+    let disks = log.disks.iter().filter(|disk| disk.kind == "disk").count();
     format!(
-        "{} on {} is a clone of {} on {}: {} {}, {} sent. Transaction {}.",
+        "{} on {} is a clone of {} on {}: {disks} {}, {} sent. Transaction {}.",
         clone.vm_name,
         clone.host,
         source.vm_name,
         source.host,
-        log.disks.len(),
-        if log.disks.len() == 1 { "disk" } else { "disks" },
+        if disks == 1 { "disk" } else { "disks" },
         bytes(sent),
         log.transaction_id,
     )

@@ -37,7 +37,6 @@ use terminal::Terminal;
 /// resumed to the same result, or rolled back to the world as it was.
 #[derive(Debug, Parser)]
 #[command(name = "kvm-clone", version, arg_required_else_help = true, after_help = EXIT_HELP)]
-#[command(disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -80,6 +79,7 @@ enum Command {
     #[command(visible_alias = "clone")]
     Run(Box<run::RunArgs>),
     /// Say what `run` would do, and everything that is in the way of it; touch nothing
+    #[command(override_usage = run::PLAN_USAGE)]
     Plan(Box<run::RunArgs>),
     /// Go on with an unfinished transaction
     Resume(resume::ResumeArgs),

@@ -146,7 +146,7 @@ fn settled_before(recorder: &Recorder, purpose: AttemptPurpose) -> Option<Ending
 fn already_committed() -> Ending {
     refused(
         "this transaction is committed: the clone is there and only forward is possible",
-        "remove the clone with `virsh undefine` if it is not wanted; `kvm-clone resume` finishes a clean-up",
+        "if the clone is not wanted, undefine it (`virsh undefine`) and delete its files, which `kvm-clone show` names; `kvm-clone resume` finishes a clean-up",
     )
 }
 

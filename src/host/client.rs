@@ -290,7 +290,10 @@ impl Shared {
 
     /// What the agent refused, as the engine's fault.
     fn fault(&self, failure: &Failure, operation: String) -> Fault {
-        Fault { kind: kind_of(failure.kind), host: self.host.clone(), operation, detail: failure.detail.clone() }
+        // What was tried is said once.
+        let detail = failure.detail.strip_prefix(&operation).and_then(|detail| detail.strip_prefix(": "));
+        let detail = detail.unwrap_or(&failure.detail).to_owned();
+        Fault { kind: kind_of(failure.kind), host: self.host.clone(), operation, detail }
     }
 }
 

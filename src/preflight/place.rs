@@ -94,7 +94,11 @@ fn check_claim(report: &mut Report, survey: &Survey, claim: &ClaimFacts, control
             BlockerKind::NameClaimed,
             host,
             format!("{host}: the name {name} is reserved by the unfinished transaction {}.", owner.txn),
-            format!("Finish it first: `kvm-clone resume {0}` or `kvm-clone rollback {0}`.", owner.txn),
+            format!(
+                "Its journal is not in {}: if it is lost, `kvm-clone recover --from {}` rolls it back.",
+                controller.state_dir,
+                shell_word(host)
+            ),
         ),
         Ok(owner) => report.block(
             BlockerKind::NameHeld,

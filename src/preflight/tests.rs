@@ -93,7 +93,7 @@ fn each_thing_in_the_way_is_named() {
         (
             B::NameClaimed,
             |_, s| s.destination.claim = Some(claim_of(sample::controller())),
-            &["07070707-", "resume 07070707-", "rollback 07070707-"],
+            &["07070707-", "recover --from kvm2"],
         ),
         (
             B::NameHeld,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use journal_format::{
-    AttemptPurpose, CleanUpStepV1, EventV1, FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageV1, OutcomeV1,
-    PlanV1, RecordV1, StepRef, StepV1,
+    AttemptPurpose, CleanUpStepV1, EventV1, FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageRoleV1, ImageV1,
+    OutcomeV1, PlanV1, RecordV1, StepRef, StepV1,
 };
 
 use super::live::LiveProgress;
@@ -199,6 +199,13 @@ impl Reading<'_> {
         let verified = self.outcome(StepV1::VerifyImage { image: index }).is_some();
         DiskView {
             target: disk.role.to_string(),
+            kind: match disk.role {
+                ImageRoleV1::Disk { .. } => "disk",
+                ImageRoleV1::Layer { .. } => "layer",
+                ImageRoleV1::Medium { .. } => "medium",
+                ImageRoleV1::Nvram => "nvram",
+                ImageRoleV1::Tpm => "tpm",
+            },
             format: match disk.format {
                 ImageFormat::Raw => "raw",
                 ImageFormat::Qcow2 => "qcow2",

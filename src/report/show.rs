@@ -21,7 +21,8 @@ pub fn human(log: &TransactionLog, events: bool, program: &str) -> String {
         text.push_str("\nWhat went wrong\n");
         for failure in &log.failures {
             let _ = writeln!(text, "  {}  {}: {}", failure.at, failure.event, printable(&failure.message));
-            if !failure.advice.is_empty() {
+            // What was to be done then is not to be done now.
+            if !failure.advice.is_empty() && log.status.is_unfinished() {
                 let _ = writeln!(text, "    hint: {}", printable(&failure.advice));
             }
         }
@@ -118,7 +119,7 @@ fn disks(disks: &[DiskView]) -> String {
             ]
         })
         .collect();
-    let mut text = lay_out(["DISK", "FORMAT", "SIZE", "MISSING", "SENT", "VERIFIED", "FINAL PATH"], &rows);
+    let mut text = lay_out(["DISK", "FORMAT", "SIZE", "TO SEND", "SENT", "VERIFIED", "FINAL PATH"], &rows);
     for disk in disks {
         if let Some(root) = &disk.root {
             let _ = writeln!(text, "{} BLAKE3 {root}", printable(&disk.target));

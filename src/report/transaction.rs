@@ -130,6 +130,8 @@ pub struct ResourceView {
 pub struct DiskView {
     /// Target in the definition, such as `vda`.
     pub target: String,
+    /// `disk`, `layer` (below a disk), `medium`, `nvram` or `tpm`.
+    pub kind: &'static str,
     /// `raw` or `qcow2`.
     pub format: &'static str,
     /// The image on the source.
