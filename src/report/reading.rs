@@ -265,15 +265,25 @@ impl Reading<'_> {
         for step in all_steps(plan) {
             let Some(kind) = forward(plan, step) else { continue };
             let Some((resource_type, resource_id, metadata)) = resource_of(plan, kind) else { continue };
+            let state = self.resource_state(kind, step);
             resources.push(ResourceView {
                 resource_type,
-                resource_id,
+                resource_id: self.staged(kind, state).unwrap_or(resource_id),
                 host: plan.request.destination.address.clone(),
-                state: self.resource_state(kind, step),
+                state,
                 metadata,
             });
         }
         resources
+    }
+
+    /// Where an image is that is there and has no final name yet.
+    fn staged(&self, kind: StepV1, state: &str) -> Option<String> {
+        let StepV1::CreateImage { image } = kind else { return None };
+        let published = self.history.of_step(StepV1::PublishImage { image }).map_or(Last::None, |step| step.last);
+        let is_staged = matches!(published, Last::None | Last::Undone) && matches!(state, "present" | "in_progress");
+        let image = usize::try_from(image).ok().and_then(|image| self.plan.images.get(image));
+        image.filter(|_| is_staged).map(|image| image.staging_path.clone())
     }
 
     fn resource_state(&self, kind: StepV1, step: StepRef) -> &'static str {
