@@ -434,6 +434,9 @@ pub trait Host {
     fn lock_image(&self, path: &str) -> Result<Inode, Fault>;
     /// Lets go of an image. Not held is `Ok`.
     fn unlock_image(&self, path: &str) -> Result<(), Fault>;
+    /// `unlink`, unless anybody else has a lock on the file (`InUse`): looked at in the same action. Our own image lock on it is
+    /// let go of, whatever comes of this.
+    fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault>;
 
     /// Chunk values of a file, in ascending order, to the sink.
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault>;

@@ -260,6 +260,15 @@ pub enum Request {
         /// What libvirt will be asked.
         purpose: RelayPurpose,
     },
+
+    /// `Unlink`, unless anybody else holds a lock on the file, QEMU's or any other (`InUse`): looked at in the same action,
+    /// under image locks of our own. They are let go of, whatever comes of it. Changing. Reply: `Done`.
+    UnlinkUnused {
+        /// Which name.
+        path: String,
+        /// What it must be.
+        inode: Inode,
+    },
 }
 
 /// What libvirt is asked through a relay. The agent does not understand what it relays, so the controller says it.

@@ -203,6 +203,10 @@ impl Worker {
                 self.check(Change::Path(&path))?;
                 files::remove_dir(&path).map(done)
             }
+            Request::UnlinkUnused { path, inode } => {
+                self.check(Change::Path(&path))?;
+                self.locks.unlink_unused(&path, inode).map(done)
+            }
             request => Err(not_here(&request)),
         }
     }

@@ -323,6 +323,11 @@ impl Host for RealHost {
         self.quick(&Request::UnlockImage { path: path.into() }, || format!("unlock image {path}"), done)
     }
 
+    fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault> {
+        let request = Request::UnlinkUnused { path: path.into(), inode };
+        self.ask(&request, LONG_SECONDS_MAX, || format!("unlink {path}, unless it is in use"), done)
+    }
+
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {
         self.block_on(copy::hash(&self.client, job, &self.connector.options.interrupt, sink))
     }

@@ -76,6 +76,8 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
             files(replaced.files.iter().filter(|file| matches!(file.fate, OldFileFateV1::Deleted { .. })).count())
         ),
     };
+    let saved =
+        if old.vm.managed_save && !request.keep_replaced { " Its saved memory state goes with it." } else { "" };
     let stopped = match (replaced.running, request.stop) {
         (false, _) => "",
         (true, StopModeV1::Save) => " It is stopped just before the commit, its memory saved until then.",
@@ -86,7 +88,7 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
         WarningKind::Replaces,
         host,
         format!(
-            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}",
+            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}{saved}",
             old.vm.brief.uuid,
             describe(survey, old)
         ),

@@ -344,6 +344,13 @@ impl Host for SimHost {
         })
     }
 
+    fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault> {
+        let owned = path.to_owned();
+        self.operate(&|| format!("unlink unused {path}"), &Kind::Change(&[path]), move |machine, agent| {
+            machine.unlink_unused(agent, &owned, inode)
+        })
+    }
+
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {
         copy::hash(self, job, sink)
     }

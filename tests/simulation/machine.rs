@@ -212,6 +212,18 @@ impl Machine {
         }
     }
 
+    /// Removes a name, unless a guest writes to the file or another agent has it locked.
+    pub fn unlink_unused(&mut self, agent: usize, path: &str, inode: Inode) -> Result<(), Refusal> {
+        let Some(node) = self.files.find(path) else { return Ok(()) };
+        self.agents[agent].image_locks.remove(&node);
+        self.pin();
+        let written = self.libvirt.written().any(|written| self.files.find(written) == Some(node));
+        if written || self.image_locks().contains(&node) {
+            return Err((FaultKind::InUse, format!("{path}: another process has a lock on it")));
+        }
+        self.files.unlink(path, inode)
+    }
+
     /// May this agent change these paths?
     pub fn check_change(&self, agent: usize, paths: &[String]) -> Result<(), Refusal> {
         let agent = &self.agents[agent];

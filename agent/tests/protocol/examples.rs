@@ -94,6 +94,7 @@ fn requests() -> Vec<Request> {
         Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY }),
         Request::OpenRelay { purpose: RelayPurpose::Look },
         Request::OpenRelay { purpose: RelayPurpose::Change },
+        Request::UnlinkUnused { path: path(), inode },
     ]
 }
 
@@ -131,6 +132,7 @@ fn request_name(request: &Request) -> &'static str {
         Request::ReceiveChunks(_) => "receive-chunks",
         Request::OpenRelay { purpose: RelayPurpose::Look } => "open-relay-look",
         Request::OpenRelay { purpose: RelayPurpose::Change } => "open-relay-change",
+        Request::UnlinkUnused { .. } => "unlink-unused",
     }
 }
 
