@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use journal_format::{ChunkRecordV1, DomainUuid, Inode, UnixMillis};
+use journal_format::{ChunkRecordV1, CountsV1, DomainUuid, Inode, UnixMillis};
 
 /// One of the two hosts of a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -378,6 +378,8 @@ pub trait Host {
     fn facts(&self) -> Result<HostFacts, Fault>;
     /// The agent that does all this.
     fn agent(&self) -> Result<ProcessId, Fault>;
+    /// What that agent did in its life, as it counted it itself.
+    fn counts(&self) -> Result<CountsV1, Fault>;
 
     /// Names what the agent may change: these paths, and all below those that end in `/`. Adds to earlier calls.
     /// The host record and the claims need no naming. Everything else is refused by the agent itself (`Denied`).

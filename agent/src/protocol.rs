@@ -29,7 +29,7 @@ pub use codec::{
     ProtocolError, decode_message, decode_reply, decode_request, decode_steer, encode_message, encode_reply,
     encode_request, encode_steer,
 };
-pub use facts::{FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
+pub use facts::{Counts, FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
 pub use frame::{
     CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, PIECE_BYTES_MAX, PIECE_HEADER_BYTES,
     PREAMBLE, PROTOCOL_VERSION, PieceHeader, RELAY_BYTES_MAX, split_frame,
@@ -269,6 +269,9 @@ pub enum Request {
         /// What it must be.
         inode: Inode,
     },
+
+    /// What this agent did until now, this request included. Reply: `Counts`.
+    Counts,
 }
 
 /// What libvirt is asked through a relay. The agent does not understand what it relays, so the controller says it.
@@ -315,6 +318,8 @@ pub enum Reply {
     OwnerLock(OwnerLock),
     /// To `RunTool`; `None`: the host does not have it.
     Ran(Option<Ran>),
+    /// To `Counts`.
+    Counts(Counts),
 }
 
 /// About a stream, ahead of everything that waits in it.

@@ -1,6 +1,6 @@
 //! One attempt in one transaction: what `run`, `resume`, `rollback`, `recover` and `abandon` have in common.
 
-use journal_format::{AttemptPurpose, EventV1, PlanV1, TxnId};
+use journal_format::{AttemptPurpose, CountsV1, EventV1, PlanV1, TxnId};
 
 use super::conclusion::Conclusion;
 use super::error::CliError;
@@ -20,7 +20,7 @@ pub fn reopen(
     bandwidth_limit: Option<ByteRate>,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
-    drive(&mut open(txn, session)?, purpose, bandwidth_limit, session)
+    drive(&mut open(txn, session)?, purpose, bandwidth_limit, None, session)
 }
 
 /// Opens the journal of a transaction that is there, and tells what had to be repaired.
@@ -33,11 +33,13 @@ pub fn open(txn: TxnId, session: &Session) -> Result<FileJournal, CliError> {
     Ok(journal)
 }
 
-/// Drives the transaction of an open journal as far as it goes, and says how that ended.
+/// Drives the transaction of an open journal as far as it goes, and says how that ended. `survey`: what the agents did that
+/// looked for it just before.
 pub fn drive(
     journal: &mut dyn Journal,
     purpose: AttemptPurpose,
     bandwidth_limit: Option<ByteRate>,
+    survey: Option<[CountsV1; 2]>,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
     let settings = Settings {
@@ -45,6 +47,7 @@ pub fn drive(
         controller: session.controller()?,
         controller_pid: std::process::id(),
         bandwidth_limit_bytes_per_second: bandwidth_limit.map(ByteRate::bytes_per_second),
+        survey,
     };
     conclude(journal, session, |world, journal, watcher| engine::drive(world, journal, watcher, &settings))
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal_format::{DomainUuid, Inode};
+use journal_format::{CountsV1, DomainUuid, Inode};
 use kvm_clone_agent::protocol::{self as wire, Ran, Reply, Request, Tool};
 
 use super::client::Client;
@@ -18,6 +18,8 @@ use crate::world::{
 
 /// How long the agent may take for what touches little: it may wait for a busy disk.
 const QUICK_SECONDS_MAX: u64 = 60;
+/// How long it may take to say what it did: nothing depends on it.
+const COUNTS_SECONDS_MAX: u64 = 5;
 /// How long it may take for what may move much: a sync, an allocation, the removal of a large file.
 const LONG_SECONDS_MAX: u64 = 900;
 
@@ -113,6 +115,16 @@ impl Drop for RealHost {
     }
 }
 
+fn counts_of(counts: wire::Counts) -> CountsV1 {
+    CountsV1 {
+        requests: counts.requests,
+        image_bytes_read: counts.image_bytes_read,
+        image_bytes_written: counts.image_bytes_written,
+        file_bytes_read: counts.file_bytes_read,
+        libvirt_calls: counts.libvirt_calls,
+    }
+}
+
 #[allow(clippy::needless_pass_by_value)] // As `ask` hands it over.
 fn done(reply: Reply) -> Option<()> {
     matches!(reply, Reply::Done).then_some(())
@@ -147,6 +159,18 @@ impl Host for RealHost {
         self.client.check("name the agent")?;
         let agent = self.client.agent();
         Ok(ProcessId { pid: agent.pid, started: agent.started })
+    }
+
+    fn counts(&self) -> Result<CountsV1, Fault> {
+        self.ask(
+            &Request::Counts,
+            COUNTS_SECONDS_MAX,
+            || "ask what the agent did".into(),
+            |reply| match reply {
+                Reply::Counts(counts) => Some(counts_of(counts)),
+                _ => None,
+            },
+        )
     }
 
     fn allow(&self, paths: &[String]) -> Result<(), Fault> {

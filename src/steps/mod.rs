@@ -31,7 +31,7 @@ mod verify_image;
 
 use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 
-pub use self::context::Context;
+pub use self::context::{Context, Counted};
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
 pub use self::delete_old_file::tpm_directories;

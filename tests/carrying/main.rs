@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod counting;
 #[path = "../lab/mod.rs"]
 mod lab;
 

@@ -1,6 +1,6 @@
 //! `Host` on one simulated machine: every call is a numbered operation with everything that can become of it.
 
-use journal_format::{DomainUuid, Inode};
+use journal_format::{CountsV1, DomainUuid, Inode};
 use kvm_clone::world::{
     ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, HashJob, Host, HostFacts,
     ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side,
@@ -46,6 +46,13 @@ impl SimHost {
         effect: impl FnOnce(&mut Machine, usize) -> Result<T, Refusal> + 'static,
     ) -> Result<T, Fault> {
         let told = || format!("{}: {}", self.side, operation());
+        self.world.with(|core| {
+            let counts = &mut core.machine_mut(self.side).agents[self.agent].counts;
+            match kind {
+                Kind::Look | Kind::Change(_) => counts.requests += 1,
+                Kind::AskLibvirt | Kind::TellLibvirt => counts.libvirt_calls += 1,
+            }
+        });
         let injection = self.world.number(&told).and_then(|injection| self.world.strike(injection));
         if let Some(Injection { fault: faults::Fault::Fails(failing), effect: how }) = injection {
             if let Effect::Part(changes) = how
@@ -182,6 +189,10 @@ impl Host for SimHost {
 
     fn agent(&self) -> Result<ProcessId, Fault> {
         Ok(self.world.with(|core| core.machine(self.side).agents[self.agent].process))
+    }
+
+    fn counts(&self) -> Result<CountsV1, Fault> {
+        self.look(&|| "counts".to_owned(), |machine, agent| Ok(machine.agents[agent].counts))
     }
 
     fn allow(&self, paths: &[String]) -> Result<(), Fault> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use journal_format::Inode;
+use journal_format::{CountsV1, Inode};
 use kvm_clone::world::{FaultKind, HostFacts, OwnerLock, ProcessId};
 
 use crate::durability::Survival;
@@ -27,6 +27,7 @@ pub struct Agent {
     pub allowed: Option<Vec<String>>,
     pub owner_locks: BTreeSet<NodeId>,
     pub image_locks: BTreeSet<NodeId>,
+    pub counts: CountsV1,
 }
 
 /// How long a guest takes to shut down.
