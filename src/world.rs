@@ -413,6 +413,9 @@ pub trait Host {
     fn set_size(&self, path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<(), Fault>;
     /// Sets owner, group and permission bits.
     fn set_attributes(&self, path: &str, inode: Inode, uid: u32, gid: u32, mode: u32) -> Result<(), Fault>;
+    /// Gives a file the security label that its path has by default, where the host has such labels. What came of it where it
+    /// went wrong, in words; `None`: it has its label, or there is none to give.
+    fn relabel(&self, path: &str) -> Result<Option<String>, Fault>;
     /// `fsync` of a file or directory: its data, or its names, survive a power cut from now on.
     fn sync(&self, path: &str) -> Result<(), Fault>;
     /// `syncfs` of the filesystem that holds a path.

@@ -272,6 +272,13 @@ pub enum Request {
 
     /// What this agent did until now, this request included. Reply: `Counts`.
     Counts,
+
+    /// Gives a file the security label that its path has by default, where the host enforces such labels and has the tools
+    /// (`restorecon`), within [`TOOL_SECONDS_MAX`] (`TimedOut`). Changing. Reply: `Ran`; `None`: there are none to give.
+    Relabel {
+        /// Which file.
+        path: String,
+    },
 }
 
 /// What libvirt is asked through a relay. The agent does not understand what it relays, so the controller says it.
@@ -316,7 +323,7 @@ pub enum Reply {
     },
     /// To `LockOwner`.
     OwnerLock(OwnerLock),
-    /// To `RunTool`; `None`: the host does not have it.
+    /// To `RunTool` and `Relabel`; `None`: the host does not have it.
     Ran(Option<Ran>),
     /// To `Counts`.
     Counts(Counts),

@@ -204,6 +204,10 @@ impl Worker {
                 self.check(Change::Path(&path))?;
                 files::remove_dir(&path).map(done)
             }
+            Request::Relabel { path } => {
+                self.check(Change::Path(&path))?;
+                tools::relabel(&path).map(Reply::Ran)
+            }
             Request::UnlinkUnused { path, inode } => {
                 self.check(Change::Path(&path))?;
                 self.locks.unlink_unused(&path, inode).map(done)

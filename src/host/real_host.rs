@@ -287,6 +287,23 @@ impl Host for RealHost {
         self.quick(&request, || format!("set owner and mode of {path}"), done)
     }
 
+    fn relabel(&self, path: &str) -> Result<Option<String>, Fault> {
+        let relabelled = self.quick(
+            &Request::Relabel { path: path.into() },
+            || format!("label {path}"),
+            |reply| match reply {
+                Reply::Ran(ran) => Some(ran.filter(|ran| ran.status != Some(0)).map(|ran| ran.words)),
+                _ => None,
+            },
+        );
+        match relabelled {
+            Err(fault) if fault.kind == FaultKind::TimedOut && self.client.check("look on").is_ok() => {
+                Ok(Some(fault.detail))
+            }
+            relabelled => relabelled,
+        }
+    }
+
     fn sync(&self, path: &str) -> Result<(), Fault> {
         self.ask(&Request::Sync { path: path.into() }, LONG_SECONDS_MAX, || format!("sync {path}"), done)
     }

@@ -5,6 +5,7 @@
 mod counting;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod labels;
 
 use std::process::Command;
 use std::time::Duration;

@@ -282,6 +282,10 @@ impl Host for SimHost {
         })
     }
 
+    fn relabel(&self, path: &str) -> Result<Option<String>, Fault> {
+        self.operate(&|| format!("label {path}"), &Kind::Change(&[path]), |_, _| Ok(None))
+    }
+
     fn sync(&self, path: &str) -> Result<(), Fault> {
         let owned = path.to_owned();
         self.look(&|| format!("sync {path}"), move |machine, agent| {

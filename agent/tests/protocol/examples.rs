@@ -96,6 +96,7 @@ fn requests() -> Vec<Request> {
         Request::OpenRelay { purpose: RelayPurpose::Change },
         Request::UnlinkUnused { path: path(), inode },
         Request::Counts,
+        Request::Relabel { path: path() },
     ]
 }
 
@@ -135,6 +136,7 @@ fn request_name(request: &Request) -> &'static str {
         Request::OpenRelay { purpose: RelayPurpose::Change } => "open-relay-change",
         Request::UnlinkUnused { .. } => "unlink-unused",
         Request::Counts => "counts",
+        Request::Relabel { .. } => "relabel",
     }
 }
 
