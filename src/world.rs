@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use journal_format::{ChunkRecordV1, DomainUuid, Inode, UnixMillis};
+use journal_format::{ChunkRecordV1, CountsV1, DomainUuid, Inode, UnixMillis};
 
 /// One of the two hosts of a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -378,6 +378,8 @@ pub trait Host {
     fn facts(&self) -> Result<HostFacts, Fault>;
     /// The agent that does all this.
     fn agent(&self) -> Result<ProcessId, Fault>;
+    /// What that agent did in its life, as it counted it itself.
+    fn counts(&self) -> Result<CountsV1, Fault>;
 
     /// Names what the agent may change: these paths, and all below those that end in `/`. Adds to earlier calls.
     /// The host record and the claims need no naming. Everything else is refused by the agent itself (`Denied`).
@@ -411,6 +413,9 @@ pub trait Host {
     fn set_size(&self, path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<(), Fault>;
     /// Sets owner, group and permission bits.
     fn set_attributes(&self, path: &str, inode: Inode, uid: u32, gid: u32, mode: u32) -> Result<(), Fault>;
+    /// Gives a file the security label that its path has by default, where the host has such labels. What came of it where it
+    /// went wrong, in words; `None`: it has its label, or there is none to give.
+    fn relabel(&self, path: &str) -> Result<Option<String>, Fault>;
     /// `fsync` of a file or directory: its data, or its names, survive a power cut from now on.
     fn sync(&self, path: &str) -> Result<(), Fault>;
     /// `syncfs` of the filesystem that holds a path.
@@ -434,6 +439,9 @@ pub trait Host {
     fn lock_image(&self, path: &str) -> Result<Inode, Fault>;
     /// Lets go of an image. Not held is `Ok`.
     fn unlock_image(&self, path: &str) -> Result<(), Fault>;
+    /// `unlink`, unless anybody else has a lock on the file (`InUse`): looked at in the same action. Our own image lock on it is
+    /// let go of, whatever comes of this.
+    fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault>;
 
     /// Chunk values of a file, in ascending order, to the sink.
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault>;

@@ -15,6 +15,7 @@ use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use nix::libc;
 use nix::unistd::{LinkatFlags, Whence, linkat, lseek64};
 
+use crate::counts;
 use crate::failure::{errno, failure, refused};
 
 /// Permission bits that a request may set.
@@ -108,6 +109,7 @@ pub fn read(path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Failure> {
     }
     let mut content = Vec::new();
     file.take(max_bytes).read_to_end(&mut content).map_err(|error| refused(operation(), errno(&error)))?;
+    counts::file_read(content.len());
     Ok(Some(content))
 }
 

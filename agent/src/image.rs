@@ -11,6 +11,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 
 use crate::buffer::ALIGNMENT;
+use crate::counts;
 use crate::failure::{errno, failure, refused};
 use crate::files::{changed, image_bytes, open};
 
@@ -92,6 +93,7 @@ impl Image {
     /// Fills the bytes from this position on, patches included.
     pub fn read(&self, position: u64, bytes: &mut [u8]) -> Result<(), Failure> {
         self.read_as_it_is(position, bytes)?;
+        counts::image_read(bytes.len());
         for (at, byte) in self.patches.iter().flat_map(|patch| (patch.offset..=u64::MAX).zip(&patch.bytes)) {
             let place = at.checked_sub(position).and_then(|place| usize::try_from(place).ok());
             if let Some(place) = place.and_then(|place| bytes.get_mut(place)) {
@@ -119,6 +121,7 @@ impl Image {
 
     /// Writes the bytes from this position on.
     pub fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Failure> {
+        counts::image_written(bytes.len());
         if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(position, bytes)) {
             match direct.write_all_at(bytes, position) {
                 Err(error) if errno(&error) == Errno::EINVAL => {}

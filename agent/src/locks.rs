@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use crate::failure::{errno, failure, refused};
-use crate::files::open;
+use crate::files::{changed, open, unlink};
 
 /// Image locks that one agent holds at most.
 const IMAGES_MAX: usize = 1024;
@@ -36,8 +36,8 @@ pub struct Locks {
 struct Image {
     /// The name it was locked under: what is left to find it by once that name is gone.
     path: String,
-    /// Keeps the lock. Never read.
-    _file: File,
+    /// Keeps the lock.
+    file: File,
 }
 
 impl Locks {
@@ -104,11 +104,11 @@ impl Locks {
             })?;
         }
         for byte in [PERMISSION_BYTE + WRITE, PERMISSION_BYTE + RESIZE, UNSHARED_BYTE + CONSISTENT_READ] {
-            if is_locked(&file, byte).map_err(|error| refused(operation(), error))? {
+            if is_locked(&file, byte, 1).map_err(|error| refused(operation(), error))? {
                 return Err(in_use(path, byte));
             }
         }
-        self.images.insert(key, Image { path: path.to_owned(), _file: file });
+        self.images.insert(key, Image { path: path.to_owned(), file });
         Ok(inode)
     }
 
@@ -125,6 +125,25 @@ impl Locks {
             }
             Err(error) => Err(refused(format!("unlock image {path}"), errno(&error))),
         }
+    }
+
+    /// Removes a name if it is that inode and nobody else has a lock on the file: neither QEMU, to write or only to read, nor
+    /// swtpm. Our own lock keeps a guest that starts meanwhile from writing; it is let go of, whatever comes of this.
+    pub fn unlink_unused(&mut self, path: &str, inode: Inode) -> Result<(), Failure> {
+        let locked = match self.lock_image(path) {
+            Err(failed) if failed.kind == FailureKind::NotFound => return Ok(()),
+            locked => locked?,
+        };
+        let operation = || format!("unlink {path}");
+        let found = fs::symlink_metadata(path).map_err(|error| refused(operation(), errno(&error)))?;
+        let image = self.images.remove(&(found.dev(), found.ino()));
+        let Some(image) = image.filter(|_| locked == inode) else {
+            return Err(changed("unlink", path, inode, found.ino()));
+        };
+        if is_locked(&image.file, 0, 0).map_err(|error| refused(operation(), error))? {
+            return Err(failure(FailureKind::InUse, format!("unlink {path}: another process has a lock on it")));
+        }
+        unlink(path, inode)
     }
 }
 
@@ -148,9 +167,9 @@ fn set(file: &File, kind: libc::c_int, start: i64, length: i64) -> Result<(), Er
     fcntl(file, FcntlArg::F_OFD_SETLK(&flock(kind, start, length))).map(drop)
 }
 
-/// Whether anybody else holds any lock on this byte.
-fn is_locked(file: &File, byte: i64) -> Result<bool, Errno> {
-    let mut lock = flock(libc::F_WRLCK, byte, 1);
+/// Whether anybody else holds any lock on these bytes; a length of 0 means all that follow.
+fn is_locked(file: &File, start: i64, length: i64) -> Result<bool, Errno> {
+    let mut lock = flock(libc::F_WRLCK, start, length);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
     Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
 }

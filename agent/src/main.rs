@@ -1,12 +1,13 @@
 //! The agent: the program that kvm-clone runs on a host, as root, to read, hash, lock and write there.
 //!
 //! It obeys one controller over stdin and stdout (`protocol`), refuses what its role and its list do not cover (`guard`),
-//! and ends with the link, or after 30 s of silence; every lock it holds ends with it. It never starts a program, never
-//! speaks to libvirt itself, and keeps nothing.
+//! and ends with the link, or after 30 s of silence; every lock it holds ends with it. It starts no program but
+//! the few that `tools` names, never speaks to libvirt itself, and keeps nothing.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init))]
 
 mod buffer;
+mod counts;
 mod exit;
 mod extents;
 mod failure;

@@ -29,7 +29,7 @@ pub use codec::{
     ProtocolError, decode_message, decode_reply, decode_request, decode_steer, encode_message, encode_reply,
     encode_request, encode_steer,
 };
-pub use facts::{FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
+pub use facts::{Counts, FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
 pub use frame::{
     CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, PIECE_BYTES_MAX, PIECE_HEADER_BYTES,
     PREAMBLE, PROTOCOL_VERSION, PieceHeader, RELAY_BYTES_MAX, split_frame,
@@ -260,6 +260,25 @@ pub enum Request {
         /// What libvirt will be asked.
         purpose: RelayPurpose,
     },
+
+    /// `Unlink`, unless anybody else holds a lock on the file, QEMU's or any other (`InUse`): looked at in the same action,
+    /// under image locks of our own. They are let go of, whatever comes of it. Changing. Reply: `Done`.
+    UnlinkUnused {
+        /// Which name.
+        path: String,
+        /// What it must be.
+        inode: Inode,
+    },
+
+    /// What this agent did until now, this request included. Reply: `Counts`.
+    Counts,
+
+    /// Gives a file the security label that its path has by default, where the host enforces such labels and has the tools
+    /// (`restorecon`), within [`TOOL_SECONDS_MAX`] (`TimedOut`). Changing. Reply: `Ran`; `None`: there are none to give.
+    Relabel {
+        /// Which file.
+        path: String,
+    },
 }
 
 /// What libvirt is asked through a relay. The agent does not understand what it relays, so the controller says it.
@@ -304,8 +323,10 @@ pub enum Reply {
     },
     /// To `LockOwner`.
     OwnerLock(OwnerLock),
-    /// To `RunTool`; `None`: the host does not have it.
+    /// To `RunTool` and `Relabel`; `None`: the host does not have it.
     Ran(Option<Ran>),
+    /// To `Counts`.
+    Counts(Counts),
 }
 
 /// About a stream, ahead of everything that waits in it.

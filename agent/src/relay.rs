@@ -1,4 +1,4 @@
-//! `OpenRelay`: bytes between the controller and libvirt's socket, both ways. Nothing here understands them.
+//! `OpenRelay`: bytes between the controller and libvirt's socket, both ways. They are counted, and not understood.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use crate::counts::{self, Calls};
 use crate::failure::{errno, failure, refused};
 use crate::flow::{Flow, cancelled};
 use crate::monitor::Monitor;
@@ -144,7 +145,9 @@ impl Relay {
     fn write_lane(&self, mut socket: UnixStream) {
         let next =
             || self.state.wait_for(|state| if state.ended { Some(None) } else { state.arrived.pop_front().map(Some) });
+        let mut calls = Calls::default();
         while let Some(bytes) = next() {
+            counts::libvirt_calls(calls.take(&bytes));
             if socket.write_all(&bytes).is_err() {
                 // The reading lane sees the end of the connection too, after what libvirt still had to say.
                 let _ = socket.shutdown(Shutdown::Write);

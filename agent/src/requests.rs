@@ -14,7 +14,7 @@ use crate::image::{Access, Image};
 use crate::locks::Locks;
 use crate::outbox::Outbox;
 use crate::session::{Ordered, Silence, Stream, Streams};
-use crate::{files, filesystem, hash, process, send, tools};
+use crate::{counts, files, filesystem, hash, process, send, tools};
 
 /// The thread that carries out requests. Being one, it keeps their order: a request that the controller gave up waiting
 /// for has had its effect, or none, before the next one looks.
@@ -102,6 +102,7 @@ impl Worker {
             | Request::Resolve { .. }
             | Request::Filesystem { .. }
             | Request::IdsOf { .. } => look(request),
+            Request::Counts => Ok(Reply::Counts(counts::now())),
             Request::RunTool { tool } => {
                 self.check_role("run a tool", &[Role::Look])?;
                 tools::run(&tool).map(Reply::Ran)
@@ -202,6 +203,14 @@ impl Worker {
             Request::RemoveDir { path } => {
                 self.check(Change::Path(&path))?;
                 files::remove_dir(&path).map(done)
+            }
+            Request::Relabel { path } => {
+                self.check(Change::Path(&path))?;
+                tools::relabel(&path).map(Reply::Ran)
+            }
+            Request::UnlinkUnused { path, inode } => {
+                self.check(Change::Path(&path))?;
+                self.locks.unlink_unused(&path, inode).map(done)
             }
             request => Err(not_here(&request)),
         }

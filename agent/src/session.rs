@@ -21,6 +21,7 @@ use kvm_clone_agent::protocol::{
 };
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::counts;
 use crate::exit;
 use crate::failure::failure;
 use crate::flow::Flow;
@@ -258,6 +259,7 @@ impl Hearing {
             self.outbox.offer_reply(id, &Ok(Reply::Pong));
             return Ok(());
         }
+        counts::request();
         let stream = match self.new_stream(id, &request)? {
             Ok(stream) => stream,
             Err(failed) => {

@@ -1,4 +1,4 @@
-//! Programs of this host that only look: which ones is fixed here, their words are bounded, and so is their time. None is
+//! Programs of this host that look, or give a label: which ones is fixed here, their words are bounded, and so is their time. None is
 //! given a shell, standard input, or more than a path that was checked.
 
 use std::io::{self, Read};
@@ -21,7 +21,21 @@ const POLL_MILLISECONDS: u64 = 5;
 
 /// Runs a tool to its end; `None`: this host does not have it.
 pub fn run(tool: &Tool) -> Result<Option<Ran>, Failure> {
-    let mut command = command(tool)?;
+    run_to_its_end(command(tool)?)
+}
+
+/// Gives a file its default label; `None`: this host gives none, or has no tool for it.
+pub fn relabel(path: &str) -> Result<Option<Ran>, Failure> {
+    let enabled = run_to_its_end(bounded(Command::new("selinuxenabled")))?;
+    if enabled.is_none_or(|ran| ran.status != Some(0)) {
+        return Ok(None);
+    }
+    let mut command = Command::new("restorecon");
+    command.args(["--", path]);
+    run_to_its_end(bounded(command))
+}
+
+fn run_to_its_end(mut command: Command) -> Result<Option<Ran>, Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = match command.spawn() {
         Ok(child) => child,
@@ -44,7 +58,7 @@ pub fn run(tool: &Tool) -> Result<Option<Ran>, Failure> {
 }
 
 fn command(tool: &Tool) -> Result<Command, Failure> {
-    let mut command = match tool {
+    let command = match tool {
         Tool::CheckQcow2 { path } => {
             check_path(path)?;
             let mut command = Command::new("qemu-img");
@@ -57,12 +71,17 @@ fn command(tool: &Tool) -> Result<Command, Failure> {
             command
         }
     };
+    Ok(bounded(command))
+}
+
+/// Without a shell, standard input or environment.
+fn bounded(mut command: Command) -> Command {
     command.env_clear().env("PATH", PATH).env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // It ends with the agent, however that ends.
     // SAFETY: between fork and exec only prctl is called, which allocates nothing and takes no lock.
     unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)) };
-    Ok(command)
+    command
 }
 
 /// Takes its first words, and the rest so that it does not block.

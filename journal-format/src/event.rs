@@ -243,6 +243,30 @@ pub enum OutcomeV1 {
         /// Why, for people.
         why: String,
     },
+    /// The host record is gone, and so much the agents had done by then; `None`: not known.
+    Counted {
+        /// Those that looked before there was a plan: the source's, the destination's.
+        survey: Option<[CountsV1; 2]>,
+        /// The source's in the attempt that committed, where that ended the clean-up too.
+        source: Option<CountsV1>,
+        /// The destination's in the attempt that ended the clean-up.
+        destination: Option<CountsV1>,
+    },
+}
+
+/// What an agent did in its life, as it counted it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CountsV1 {
+    /// Requests, but for signs of life.
+    pub requests: u64,
+    /// Bytes of images that were read to be copied or hashed. Holes are not read.
+    pub image_bytes_read: u64,
+    /// Bytes of images that were written.
+    pub image_bytes_written: u64,
+    /// Bytes of small files, and of the headers of images, that were read.
+    pub file_bytes_read: u64,
+    /// Calls of libvirt that were relayed.
+    pub libvirt_calls: u64,
 }
 
 /// What is known of one chunk on the destination.

@@ -13,8 +13,8 @@ pub mod plan;
 mod wire;
 
 pub use event::{
-    AttemptPurpose, ChunkRecordV1, ChunkState, EndV1, EventV1, FailureClassV1, FailureV1, FindingV1, OutcomeV1,
-    RecordV1, ReopenCauseV1, StepRef,
+    AttemptPurpose, ChunkRecordV1, ChunkState, CountsV1, EndV1, EventV1, FailureClassV1, FailureV1, FindingV1,
+    OutcomeV1, RecordV1, ReopenCauseV1, StepRef,
 };
 pub use frame::{ChainEnd, EncodeError, Envelope, Frame, FrameError, FrameHash};
 pub use identity::{ChunkValue, ControllerId, DomainUuid, Epoch, Inode, TxnId, UnixMillis};

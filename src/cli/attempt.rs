@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use journal_format::{AttemptPurpose, EventV1, PlanV1, TxnId};
+use journal_format::{AttemptPurpose, CountsV1, EventV1, PlanV1, TxnId};
 
 use super::conclusion::Conclusion;
 use super::error::CliError;
@@ -34,7 +34,7 @@ pub fn reopen(
     otherwise: &Otherwise,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
-    drive(&mut open(txn, session)?, purpose, otherwise, session)
+    drive(&mut open(txn, session)?, purpose, otherwise, None, session)
 }
 
 /// Opens the journal of a transaction that is there, and tells what had to be repaired.
@@ -47,11 +47,13 @@ pub fn open(txn: TxnId, session: &Session) -> Result<FileJournal, CliError> {
     Ok(journal)
 }
 
-/// Drives the transaction of an open journal as far as it goes, and says how that ended.
+/// Drives the transaction of an open journal as far as it goes, and says how that ended. `survey`: what the agents did that
+/// looked for it just before.
 pub fn drive(
     journal: &mut dyn Journal,
     purpose: AttemptPurpose,
     otherwise: &Otherwise,
+    survey: Option<[CountsV1; 2]>,
     session: &Session,
 ) -> Result<Conclusion, CliError> {
     let settings = Settings {
@@ -59,6 +61,7 @@ pub fn drive(
         controller: session.controller()?,
         controller_pid: std::process::id(),
         bandwidth_limit_bytes_per_second: otherwise.bandwidth_limit.map(ByteRate::bytes_per_second),
+        survey,
     };
     conclude(journal, otherwise, session, |world, journal, watcher| engine::drive(world, journal, watcher, &settings))
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use journal_format::{AttemptPurpose, DomainUuid, Epoch, EventV1, PlanV1, RecordV1, TxnId};
+use journal_format::{AttemptPurpose, CountsV1, DomainUuid, Epoch, EventV1, PlanV1, RecordV1, TxnId};
 use serde_json::{Value, json};
 
 use super::attempt::{Otherwise, drive, reopen};
@@ -156,7 +156,7 @@ pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
 /// Request → survey → preflight → plan → journal → engine. What goes wrong in the transaction is said at once; what
 /// keeps it from being one is the error.
 pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result<Told, CliError> {
-    let mut prepared = prepare(request, session)?;
+    let (mut prepared, mut counts) = prepare(request, session)?;
     if args.idempotent
         && !args.dry_run
         && let Some(txn) = prepared.unfinished
@@ -164,7 +164,7 @@ pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result
         if let Some(told) = finish_first(txn, request, session)? {
             return Ok(told);
         }
-        prepared = prepare(request, session)?;
+        (prepared, counts) = prepare(request, session)?;
     }
     let Prepared { report, plan, survey, up_to_date, .. } = prepared;
     if args.dry_run && !up_to_date {
@@ -178,7 +178,7 @@ pub fn clone_one(request: &Request, args: &RunArgs, session: &Session) -> Result
     }
     let plan = plan.ok_or_else(|| blocked(&report))?;
     let mut journal = begin(plan, session)?;
-    Ok(drive(&mut journal, AttemptPurpose::Run, &Otherwise::default(), session)?.told(&session.terminal))
+    Ok(drive(&mut journal, AttemptPurpose::Run, &Otherwise::default(), counts, session)?.told(&session.terminal))
 }
 
 /// `plan`: the same, and nothing is touched.
@@ -249,8 +249,8 @@ fn tell_up_to_date(request: &Request, survey: &Survey) -> Told {
     }
 }
 
-/// Asks both hosts; nothing is touched.
-fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
+/// Asks both hosts; nothing is touched. With what their agents did for that.
+fn prepare(request: &Request, session: &Session) -> Result<(Prepared, Option<[CountsV1; 2]>), CliError> {
     let controller = session.controller()?;
     let access = |address: &Address| Access::new(address.clone(), request.key_file.clone());
     let world = RealWorld::new(session.connector()?, access(&request.source), access(&request.destination), None);
@@ -259,10 +259,11 @@ fn prepare(request: &Request, session: &Session) -> Result<Prepared, CliError> {
     let mut circumstances = Circumstances { controller: &controller, now: world.now(), random: &mut || world.random() };
     let unfinished = unfinished(session)?;
     let prepared = preflight::prepare(source.as_ref(), destination.as_ref(), request, &mut circumstances, &unfinished);
+    let counts = source.counts().ok().zip(destination.counts().ok());
     // The attempt brings its own agents: what may change something knows its transaction from its start.
     world.disconnect(Side::Source);
     world.disconnect(Side::Destination);
-    prepared.map_err(|error| match error {
+    prepared.map(|prepared| (prepared, counts.map(<[CountsV1; 2]>::from))).map_err(|error| match error {
         SurveyError::Host(fault) => CliError::before_begun(&fault),
         error => CliError::new(ExitStatus::Refused, error.to_string(), "nothing was touched"),
     })

@@ -12,7 +12,7 @@ use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError};
 use crate::observer::Observer;
 use crate::steps::host_record::{CLAIMS, HOST_ROOT, HostRecord};
-use crate::steps::{self, Context, Probe};
+use crate::steps::{self, Context, Counted, Probe};
 use crate::world::{FaultKind, Side, World};
 
 /// How a transaction is given up, and by whom.
@@ -73,6 +73,7 @@ pub fn abandon(
         source: None,
         record,
         bandwidth_limit_bytes_per_second: None,
+        counted: Counted::default(),
     };
     let ending = ended(give_up(&mut context, &giving_up.reason));
     world.disconnect(Side::Destination);

@@ -153,9 +153,10 @@ pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
     paths
 }
 
-/// What may be changed of an old VM: libvirt's stale files of both names, and the files that are to be deleted.
+/// What may be changed of an old VM: libvirt's stale files of both names, the files that are to be deleted, and the names of
+/// variables that follow its own.
 fn allowed_of_old_vm(plan: &PlanV1, old: &ReplacedV1) -> Vec<String> {
-    let mut paths = Vec::new();
+    let mut paths: Vec<String> = steps::variables_by_name(plan, old).into_iter().flatten().collect();
     for name in [&plan.request.new_name, &old.clone_name] {
         paths.extend([steps::definition_file(name), steps::torn_definition(name), steps::autostart_link(name)]);
     }

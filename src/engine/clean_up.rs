@@ -11,7 +11,8 @@ use crate::world::Side;
 
 /// Cleans up as far as it goes. `record`: the host record is still there.
 pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Failure> {
-    context.source = None;
+    // It tells nothing but what it did: a source that does not answer any more keeps no clone from its end.
+    context.counted.source = context.source.take().and_then(|source| source.counts().ok());
     context.world.disconnect(Side::Source);
     keep_still(context, record);
     let plan = context.plan.clone();

@@ -17,7 +17,7 @@ use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError, MemoryJournal};
 use crate::observer::Observer;
 use crate::steps::host_record::{HostRecord, remove_record};
-use crate::steps::{self, Context, Probe, transfers_of_mark};
+use crate::steps::{self, Context, Counted, Probe, transfers_of_mark};
 use crate::world::{Host, Side, World};
 
 /// Who recovers, and how far.
@@ -56,6 +56,7 @@ pub fn drive_from_record(
                 controller: recovery.controller.clone(),
                 keeps_record: !recovery.forget,
                 bandwidth_limit_bytes_per_second: None,
+                counted: Counted::default(),
             };
             let ended = act(&mut context, &standing, recovery);
             ended.unwrap_or_else(|failure| end_with(&mut context.recorder, world, failure))
@@ -94,6 +95,7 @@ fn act(context: &mut Context, standing: &Standing, recovery: &Recovery) -> Resul
         purpose,
         controller_pid: recovery.controller_pid,
         bandwidth_limit_bytes_per_second: None,
+        survey: None,
     };
     go(context, standing, &settings)
 }

@@ -14,8 +14,8 @@ mod from_record;
 pub mod table;
 
 use journal_format::{
-    AttemptPurpose, ControllerId, EventV1, FailureClassV1, FailureV1, FindingV1, ReopenCauseV1, StepRef, StepV1,
-    owner::DirectionV1,
+    AttemptPurpose, ControllerId, CountsV1, EventV1, FailureClassV1, FailureV1, FindingV1, ReopenCauseV1, StepRef,
+    StepV1, owner::DirectionV1,
 };
 
 pub use self::abandon::{GivingUp, abandon};
@@ -27,7 +27,7 @@ use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError};
 pub use crate::observer::{Observer, Progress};
 use crate::steps::host_record::HostRecord;
-use crate::steps::{self, Context};
+use crate::steps::{self, Context, Counted};
 use crate::world::{Side, World};
 
 /// What an attempt is opened for, and by whom.
@@ -41,6 +41,8 @@ pub struct Settings {
     pub controller_pid: u32,
     /// Image bytes per second at most, instead of what the plan says.
     pub bandwidth_limit_bytes_per_second: Option<u64>,
+    /// What the agents did that looked for this transaction before there was a plan: the source's, the destination's.
+    pub survey: Option<[CountsV1; 2]>,
 }
 
 /// How an attempt ended.
@@ -105,6 +107,7 @@ pub fn drive(
                 source: None,
                 record,
                 bandwidth_limit_bytes_per_second,
+                counted: Counted { survey: settings.survey, source: None },
             };
             go(&mut context, &standing, settings)
                 .unwrap_or_else(|failure| end_with(&mut context.recorder, world, failure))

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal_format::{DomainUuid, Inode};
+use journal_format::{CountsV1, DomainUuid, Inode};
 use kvm_clone_agent::protocol::{self as wire, Ran, Reply, Request, Tool};
 
 use super::client::Client;
@@ -18,6 +18,8 @@ use crate::world::{
 
 /// How long the agent may take for what touches little: it may wait for a busy disk.
 const QUICK_SECONDS_MAX: u64 = 60;
+/// How long it may take to say what it did: nothing depends on it.
+const COUNTS_SECONDS_MAX: u64 = 5;
 /// How long it may take for what may move much: a sync, an allocation, the removal of a large file.
 const LONG_SECONDS_MAX: u64 = 900;
 
@@ -113,6 +115,16 @@ impl Drop for RealHost {
     }
 }
 
+fn counts_of(counts: wire::Counts) -> CountsV1 {
+    CountsV1 {
+        requests: counts.requests,
+        image_bytes_read: counts.image_bytes_read,
+        image_bytes_written: counts.image_bytes_written,
+        file_bytes_read: counts.file_bytes_read,
+        libvirt_calls: counts.libvirt_calls,
+    }
+}
+
 #[allow(clippy::needless_pass_by_value)] // As `ask` hands it over.
 fn done(reply: Reply) -> Option<()> {
     matches!(reply, Reply::Done).then_some(())
@@ -147,6 +159,18 @@ impl Host for RealHost {
         self.client.check("name the agent")?;
         let agent = self.client.agent();
         Ok(ProcessId { pid: agent.pid, started: agent.started })
+    }
+
+    fn counts(&self) -> Result<CountsV1, Fault> {
+        self.ask(
+            &Request::Counts,
+            COUNTS_SECONDS_MAX,
+            || "ask what the agent did".into(),
+            |reply| match reply {
+                Reply::Counts(counts) => Some(counts_of(counts)),
+                _ => None,
+            },
+        )
     }
 
     fn allow(&self, paths: &[String]) -> Result<(), Fault> {
@@ -263,6 +287,23 @@ impl Host for RealHost {
         self.quick(&request, || format!("set owner and mode of {path}"), done)
     }
 
+    fn relabel(&self, path: &str) -> Result<Option<String>, Fault> {
+        let relabelled = self.quick(
+            &Request::Relabel { path: path.into() },
+            || format!("label {path}"),
+            |reply| match reply {
+                Reply::Ran(ran) => Some(ran.filter(|ran| ran.status != Some(0)).map(|ran| ran.words)),
+                _ => None,
+            },
+        );
+        match relabelled {
+            Err(fault) if fault.kind == FaultKind::TimedOut && self.client.check("look on").is_ok() => {
+                Ok(Some(fault.detail))
+            }
+            relabelled => relabelled,
+        }
+    }
+
     fn sync(&self, path: &str) -> Result<(), Fault> {
         self.ask(&Request::Sync { path: path.into() }, LONG_SECONDS_MAX, || format!("sync {path}"), done)
     }
@@ -321,6 +362,11 @@ impl Host for RealHost {
 
     fn unlock_image(&self, path: &str) -> Result<(), Fault> {
         self.quick(&Request::UnlockImage { path: path.into() }, || format!("unlock image {path}"), done)
+    }
+
+    fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault> {
+        let request = Request::UnlinkUnused { path: path.into(), inode };
+        self.ask(&request, LONG_SECONDS_MAX, || format!("unlink {path}, unless it is in use"), done)
     }
 
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {

@@ -76,6 +76,8 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
             files(replaced.files.iter().filter(|file| matches!(file.fate, OldFileFateV1::Deleted { .. })).count())
         ),
     };
+    let saved =
+        if old.vm.managed_save && !request.keep_replaced { " Its saved memory state goes with it." } else { "" };
     let stopped = match (replaced.running, request.stop) {
         (false, _) => "",
         (true, StopModeV1::Never) => "",
@@ -97,7 +99,7 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
         WarningKind::Replaces,
         host,
         format!(
-            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}{then}",
+            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}{saved}{then}",
             old.vm.brief.uuid,
             describe(survey, old)
         ),

@@ -13,8 +13,8 @@ use super::replaced::ReplacedView;
 use super::status::Status;
 use super::step::{all_steps, describe, forward, image_of_bytes};
 use super::transaction::{
-    AttemptView, DiskView, EventView, FailureView, FindingView, OptionsView, ProgressView, ResourceView, StepId,
-    StepView, TransactionLog, VmView,
+    AttemptView, CountedView, DiskView, EventView, FailureView, FindingView, OptionsView, ProgressView, ResourceView,
+    StepId, StepView, TransactionLog, VmView,
 };
 use crate::history::{History, IllegalRecord, Last, StepHistory};
 
@@ -65,7 +65,21 @@ impl TransactionLog {
             abandoned_because: history.abandoned.clone(),
             events: chronicle.events,
             program_version: plan.program_version.clone(),
+            counted: counted(&history),
         })
+    }
+}
+
+/// The last step of the clean-up tells.
+fn counted(history: &History) -> Option<CountedView> {
+    match history.clean_up.last()?.outcome.as_ref()? {
+        OutcomeV1::Counted { survey, source, destination } => Some(CountedView {
+            survey_of_source: survey.map(|[source, _]| source.into()),
+            survey_of_destination: survey.map(|[_, destination]| destination.into()),
+            source: source.map(Into::into),
+            destination: destination.map(Into::into),
+        }),
+        _ => None,
     }
 }
 

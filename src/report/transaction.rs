@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use journal_format::StepRef;
+use journal_format::{CountsV1, StepRef};
 use serde::Serialize;
 
 use super::live::LiveProgress;
@@ -53,6 +53,8 @@ pub struct TransactionLog {
     pub events: Vec<EventView>,
     /// The program that planned it.
     pub program_version: String,
+    /// What the agents did, once it is finished and where it is known.
+    pub counted: Option<CountedView>,
 }
 
 impl TransactionLog {
@@ -60,6 +62,46 @@ impl TransactionLog {
     pub fn may_be_left(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let there = self.resources.iter().filter(|resource| matches!(resource.state, "present" | "in_progress"));
         there.map(|resource| (resource.resource_type, resource.resource_id.as_str()))
+    }
+}
+
+/// What the agents did, as they counted it themselves; `null`: not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CountedView {
+    /// The one that looked at the source before there was a plan.
+    pub survey_of_source: Option<CountsView>,
+    /// The one that looked at the destination then.
+    pub survey_of_destination: Option<CountsView>,
+    /// The source's in the attempt that committed.
+    pub source: Option<CountsView>,
+    /// The destination's in the attempt that finished.
+    pub destination: Option<CountsView>,
+}
+
+/// What one agent did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CountsView {
+    /// Requests, but for signs of life.
+    pub requests: u64,
+    /// Bytes of images that were read to be copied or hashed; holes are not read.
+    pub image_bytes_read: u64,
+    /// Bytes of images that were written.
+    pub image_bytes_written: u64,
+    /// Bytes of small files, and of the headers of images, that were read.
+    pub file_bytes_read: u64,
+    /// Calls of libvirt that were relayed.
+    pub libvirt_calls: u64,
+}
+
+impl From<CountsV1> for CountsView {
+    fn from(counts: CountsV1) -> Self {
+        Self {
+            requests: counts.requests,
+            image_bytes_read: counts.image_bytes_read,
+            image_bytes_written: counts.image_bytes_written,
+            file_bytes_read: counts.file_bytes_read,
+            libvirt_calls: counts.libvirt_calls,
+        }
     }
 }
 

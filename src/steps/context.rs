@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use journal_format::{CleanUpStepV1, ControllerId, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, StepRef, StepV1};
+use journal_format::{
+    CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, StepRef, StepV1,
+};
 
 use super::host_record::HostRecord;
 use crate::failure::Failure;
@@ -30,6 +32,17 @@ pub struct Context<'a> {
     pub keeps_record: bool,
     /// Image bytes per second at most.
     pub bandwidth_limit_bytes_per_second: Option<u64>,
+    /// What agents that are gone by now did.
+    pub counted: Counted,
+}
+
+/// What the agents did that looked before there was a plan (the source's, the destination's), and the source's in this attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    /// `None`: they were another process's.
+    pub survey: Option<[CountsV1; 2]>,
+    /// `None`: there was none, or it lives.
+    pub source: Option<CountsV1>,
 }
 
 impl Context<'_> {

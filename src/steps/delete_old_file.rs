@@ -1,7 +1,7 @@
 //! One file of the old VM is deleted, once the clone has its name. Never one that anything else reaches, that the source's host
-//! sees, that somebody wrote to since, or of an old VM that this transaction did not undefine itself.
+//! sees, that somebody wrote to since or uses now, or of an old VM that this transaction did not undefine itself.
 
-use journal_format::{ImageRoleV1, OldFileFateV1, OldFileV1, OldVmRecordV1, OutcomeV1, StepV1};
+use journal_format::{FileStampV1, ImageRoleV1, OldFileFateV1, OldFileV1, OldVmRecordV1, OutcomeV1, StepV1};
 
 use super::host_record::parent_of;
 use super::old_vm::{Kept, missing_of_clone, replaced, stamps_when_stopped};
@@ -38,10 +38,13 @@ impl CleanUpStep for DeleteOldFile {
 
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let (host, file) = (context.destination.clone(), self.file(context)?);
-        if file.role.is_locked_by_qemu() {
-            host.unlock_image(&file.path)?;
+        let inode = self.when_stopped(context)?.map_or(file.stamp.inode, |stamp| stamp.inode);
+        match host.unlink_unused(&file.path, inode) {
+            Err(fault) if fault.kind == FaultKind::InUse => {
+                return Ok(OutcomeV1::Left { why: format!("{} is left: somebody uses it ({fault})", file.path) });
+            }
+            removed => removed?,
         }
-        host.unlink(&file.path, file.stamp.inode)?;
         if file.role == ImageRoleV1::Tpm {
             for directory in tpm_directories(&file.path) {
                 match host.remove_dir(&directory) {
@@ -68,6 +71,12 @@ impl DeleteOldFile {
         file.ok_or_else(|| Failure::stop(None, "a plan with this file of the old VM", "none: not consistent"))
     }
 
+    /// What it looked like when the old VM was off.
+    fn when_stopped(&self, context: &Context) -> Result<Option<FileStampV1>, Failure> {
+        let stamps = stamps_when_stopped(context)?;
+        Ok(stamps.and_then(|stamps| stamps.get(self.file as usize).copied().flatten()))
+    }
+
     fn why_it_stays(&self, context: &Context, file: &OldFileV1) -> Result<Option<String>, Failure> {
         let host = context.destination.as_ref();
         let OldFileFateV1::Deleted { directory } = &file.fate else {
@@ -76,12 +85,11 @@ impl DeleteOldFile {
         if !matches!(Kept::Retiring.read(context)?, Some(OldVmRecordV1::Retiring { kept: false, .. })) {
             return Ok(Some("this transaction did not undefine the old VM".to_owned()));
         }
-        let stopped =
-            stamps_when_stopped(context)?.and_then(|stamps| stamps.get(self.file as usize).copied().flatten());
         let now = host.stat(&file.path)?;
-        let untouched = stopped.zip(now).is_some_and(|(stopped, now)| {
-            (stopped.inode, stopped.size, stopped.mtime_ns) == (now.inode, now.size, now.mtime_ns)
-                && stopped.inode == file.stamp.inode
+        let untouched = self.when_stopped(context)?.zip(now).is_some_and(|(stopped, now)| {
+            // A TPM writes its state as a new file each time; what lies in its own directory is its own.
+            let planned = file.role == ImageRoleV1::Tpm || stopped.inode == file.stamp.inode;
+            planned && (stopped.inode, stopped.size, stopped.mtime_ns) == (now.inode, now.size, now.mtime_ns)
         });
         if !untouched {
             return Ok(Some("it is not what it was when the old VM was stopped".to_owned()));

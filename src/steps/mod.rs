@@ -13,6 +13,7 @@ mod detect_shared_storage;
 mod finish_domain;
 pub mod host_record;
 mod make_directory;
+mod old_variables;
 mod old_vm;
 mod publish_image;
 mod refresh_pool;
@@ -30,10 +31,11 @@ mod verify_image;
 
 use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 
-pub use self::context::Context;
+pub use self::context::{Context, Counted};
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
 pub use self::delete_old_file::tpm_directories;
+pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
 pub use self::transfer_image::source_not_there;
 use crate::failure::Failure;

@@ -224,6 +224,15 @@ pub(super) fn is_off(domain: &DomainFacts) -> bool {
     domain.brief.state == DomainState::ShutOff
 }
 
+/// What keeps libvirt from renaming it.
+pub(super) fn unrenamable(domain: &DomainFacts) -> Option<&'static str> {
+    match domain {
+        DomainFacts { managed_save: true, .. } => Some("a saved memory state"),
+        DomainFacts { checkpoints: 1.., .. } => Some("checkpoints"),
+        _ => None,
+    }
+}
+
 /// Takes the saved memory away. Durable once its directory is synced.
 pub(super) fn remove_saved(context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
     let host = &context.destination;

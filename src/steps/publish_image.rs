@@ -48,11 +48,16 @@ impl Step for PublishImage {
             }
             Err(fault) => return Err(fault.into()),
         }
-        let stat = host.stat(&image.final_path)?;
-        let inode = stat.map(|stat| stat.inode);
-        inode.map(|inode| Applied::Done(OutcomeV1::Made { inode })).ok_or_else(|| {
+        let unlabelled = host.relabel(&image.final_path)?;
+        let warning =
+            unlabelled.map(|why| format!("{} on {} has no label of its own: {why}", image.final_path, host.name()));
+        let inode = host.stat(&image.final_path)?.map(|stat| stat.inode).ok_or_else(|| {
             Failure::suspend(format!("{} on {} vanished at once", image.final_path, host.name()), "resume looks again")
-        })
+        })?;
+        if let Some(warning) = warning {
+            context.recorder.observer.warning(&warning);
+        }
+        Ok(Applied::Done(OutcomeV1::Made { inode }))
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {

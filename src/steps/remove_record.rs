@@ -3,7 +3,7 @@
 use journal_format::OutcomeV1;
 
 use super::host_record::{HOST_ROOT, remove_record};
-use super::{CleanUpStep, Context, Probe};
+use super::{CleanUpStep, Context, Counted, Probe};
 use crate::failure::Failure;
 
 pub(super) struct RemoveRecord;
@@ -22,8 +22,10 @@ impl CleanUpStep for RemoveRecord {
     }
 
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
+        let destination = context.destination.counts().ok();
         remove_record(context.destination.as_ref(), &context.record)?;
-        Ok(OutcomeV1::Nothing)
+        let Counted { survey, source } = context.counted;
+        Ok(OutcomeV1::Counted { survey, source, destination })
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {

@@ -6,10 +6,10 @@ use journal_format::{CleanUpStepV1, OldVmRecordV1, OutcomeV1, ReplacedV1, StopMo
 use super::define_domain::LIBVIRT_DEFINITIONS;
 use super::old_vm::{
     Kept, autostart_link, is_off, is_stale, lock_images, missing_of_clone, named, remove_stale, replaced, stamps,
-    stamps_when_stopped, stop, unlock_images,
+    stamps_when_stopped, stop, unlock_images, unrenamable,
 };
 use super::set_autostart::LIBVIRT_AUTOSTART;
-use super::{CleanUpStep, Context, Probe};
+use super::{CleanUpStep, Context, Probe, old_variables};
 use crate::failure::Failure;
 
 pub(super) struct RetireOldVm;
@@ -31,7 +31,8 @@ impl CleanUpStep for RetireOldVm {
             return Ok(if stale || dangling { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) });
         };
         if domain.brief.name == old.kept_name {
-            return Ok(if stale { Probe::Partial } else { Probe::Ours(kept(context, old)) });
+            let whole = !stale && !old_variables::have_both_names(context, old)?;
+            return Ok(if whole { Probe::Ours(kept(context, old)) } else { Probe::Partial });
         }
         if domain.brief.name != *name {
             let why = format!("the old VM {name} was renamed to {} by somebody: it is left", domain.brief.name);
@@ -68,6 +69,13 @@ impl CleanUpStep for RetireOldVm {
             host.define(&definition)?;
         }
         remove_stale(host.as_ref(), name, old.uuid)?;
+        if host.domain(old.uuid)?.is_some_and(|domain| domain.brief.name == old.kept_name)
+            && old_variables::have_both_names(context, old)?
+        {
+            // Not before a power cut can no longer bring the name back.
+            host.sync(LIBVIRT_DEFINITIONS)?;
+            old_variables::drop_first_name(context, old)?;
+        }
         if host.domain_named(name)?.is_none()
             && let Some(link) = host.stat(&autostart_link(name))?
         {
@@ -80,6 +88,7 @@ impl CleanUpStep for RetireOldVm {
         if context.destination.stat(LIBVIRT_AUTOSTART)?.is_some() {
             context.destination.sync(LIBVIRT_AUTOSTART)?;
         }
+        old_variables::settle(context, replaced(&context.plan)?)?;
         Ok(context.destination.sync(LIBVIRT_DEFINITIONS)?)
     }
 
@@ -110,6 +119,16 @@ fn give_way(context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
     let Some(domain) = host.domain(old.uuid)? else { return Ok(()) };
     let used_since = stamps_when_stopped(context)? != Some(stamps(context, old)?);
     let kept = old.keep || used_since;
+    if kept && let Some(what) = unrenamable(&domain) {
+        return Err(Failure::suspend(
+            format!(
+                "the old VM {} on {} is to be kept under another name, and has {what}, with which libvirt renames no VM",
+                context.plan.request.new_name,
+                host.name()
+            ),
+            "remove that (`virsh managedsave-remove`, `virsh checkpoint-delete --metadata`), then resume",
+        ));
+    }
     let retiring = OldVmRecordV1::Retiring {
         definition: domain.definition,
         autostart: domain.autostart,
@@ -122,6 +141,7 @@ fn give_way(context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
     }
     // Two that start with their host, with one content: only the clone may.
     host.set_autostart(old.uuid, false)?;
+    old_variables::name_anew(context, old)?;
     Ok(host.rename_domain(old.uuid, &old.kept_name)?)
 }
 

@@ -6,7 +6,7 @@ use journal_format::{FileStampV1, OldVmRecordV1, OutcomeV1, ReplacedV1, StopMode
 use super::host_record::parent_of;
 use super::old_vm::{
     Kept, is_off, lock_images, remove_saved, replaced, stamps, stamps_when_stopped, stop, sync_files, unlock_images,
-    wait_out, wait_while_saving,
+    unrenamable, wait_out, wait_while_saving,
 };
 use super::{Applied, Context, Probe, Step};
 use crate::domain::same;
@@ -140,6 +140,13 @@ fn was_running(context: &Context) -> Result<Option<bool>, Failure> {
 fn difference(context: &Context, old: &ReplacedV1, domain: &DomainFacts) -> Result<Option<String>, Failure> {
     if domain.brief.name != context.plan.request.new_name {
         return Ok(Some(format!("is called {} now", domain.brief.name)));
+    }
+    if old.keep
+        && let Some(what) = unrenamable(domain)
+    {
+        return Ok(Some(format!(
+            "is to be kept under another name, and has {what} now, with which libvirt renames no VM"
+        )));
     }
     let same = same(&domain.definition, &old.definition).map_err(|error| refused(context, &error.to_string()))?;
     Ok((!same).then(|| "has another definition than when this clone was planned".to_owned()))

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod counting;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod labels;
+mod whole;
 
 use std::process::Command;
 use std::time::Duration;

@@ -21,6 +21,7 @@ cases![
     zeros_are_punched_where_asked,
     a_copy_needs_the_inode,
     a_closed_sink_ends_copy_and_hash,
+    agents_count_what_they_do,
 ];
 
 const CHUNK_BYTES: u32 = 64 << 10;
@@ -265,5 +266,25 @@ fn a_closed_sink_ends_copy_and_hash(ground: &dyn Ground) {
     ground.world().copy_chunks(&job, &mut Seen::default()).unwrap();
     let (size, extents) = odd_image();
     assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), flat(size, &extents));
+    ground.world().disconnect(Side::Source);
+}
+
+fn agents_count_what_they_do(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let job = copy_job(&owner, ground, ZeroChunks::Skip);
+    let source = ground.world().connect(Side::Source).unwrap();
+    ground.world().copy_chunks(&job, &mut Seen::default()).unwrap();
+    let (read, written) = (source.counts().unwrap(), owner.host.counts().unwrap());
+    let data = 2 * u64::from(CHUNK_BYTES) + 1234;
+    // Zeros that are allocated are read, and never written; holes neither.
+    assert_eq!((read.image_bytes_read, read.image_bytes_written), (data + u64::from(CHUNK_BYTES), 0));
+    assert_eq!((written.image_bytes_read, written.image_bytes_written), (0, data));
+    owner.host.hash_chunks(&hash_job(&job.to, job.geometry.image_bytes), &mut Seen::default()).unwrap();
+    let hashed = owner.host.counts().unwrap();
+    assert_eq!((hashed.image_bytes_read, hashed.image_bytes_written), (data, data));
+    owner.host.stat(&job.to).unwrap();
+    assert_eq!(owner.host.counts().unwrap().requests, hashed.requests + 2, "a look, and this question");
+    owner.host.domains().unwrap();
+    assert!(owner.host.counts().unwrap().libvirt_calls > hashed.libvirt_calls);
     ground.world().disconnect(Side::Source);
 }

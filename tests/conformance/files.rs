@@ -26,6 +26,7 @@ cases![
     users_are_looked_up,
     time_and_randomness_go_on,
     a_disconnected_host_is_unreachable,
+    a_label_is_given_where_there_are_any,
 ];
 
 fn a_directory_is_made_once(ground: &dyn Ground) {
@@ -308,4 +309,14 @@ fn a_disconnected_host_is_unreachable(ground: &dyn Ground) {
     ground.world().disconnect(Side::Destination);
     assert_eq!(kind(host.stat("/etc")), FaultKind::Unreachable);
     assert_eq!(kind(host.domains()), FaultKind::Unreachable);
+}
+
+/// Hosts of tests have none.
+fn a_label_is_given_where_there_are_any(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let path = owner.path("f");
+    owner.host.make_file(&path, 0o600, b"content").unwrap();
+    assert_eq!(owner.host.relabel(&path).unwrap(), None);
+    assert_eq!(ground.get(Side::Destination, &path).unwrap(), b"content");
+    assert_eq!(kind(owner.host.relabel("/var/lib/elsewhere/f")), FaultKind::Denied);
 }

@@ -3,7 +3,9 @@
 use journal_format::DomainUuid;
 use kvm_clone::world::{FaultKind, OwnerLock, ProcessId, Side};
 
-use super::{Ground, HOST_RECORDS, Owner, assert_kind, bytes, cases, clear_record, fresh_name, fresh_uuid, kind};
+use super::{
+    Ground, HOST_RECORDS, Owner, assert_kind, bytes, cases, clear_record, fresh_name, fresh_uuid, kind, other,
+};
 
 cases![
     an_owner_file_that_is_not_there_is_missing,
@@ -13,6 +15,7 @@ cases![
     an_image_is_locked_more_than_once,
     a_domain_does_not_start_on_a_locked_image,
     an_image_in_use_is_not_locked,
+    what_somebody_uses_is_not_removed,
 ];
 
 fn an_owner_file_that_is_not_there_is_missing(ground: &dyn Ground) {
@@ -111,5 +114,30 @@ fn an_image_in_use_is_not_locked(ground: &dyn Ground) {
     ground.destroy_by_hand(uuid);
     owner.host.lock_image(&image).unwrap();
     owner.host.unlock_image(&image).unwrap();
+    owner.host.undefine(uuid).unwrap();
+}
+
+fn what_somebody_uses_is_not_removed(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let (uuid, image) = guest(&owner, ground);
+    let inode = owner.host.stat(&image).unwrap().unwrap().inode;
+    ground.start_by_hand(uuid).unwrap();
+    assert_eq!(kind(owner.host.unlink_unused(&image, inode)), FaultKind::InUse);
+    ground.destroy_by_hand(uuid);
+    // Who only reads uses it too.
+    let second = ground.other_world().connect(Side::Destination).unwrap();
+    second.lock_image(&image).unwrap();
+    owner.host.lock_image(&image).unwrap();
+    assert_eq!(kind(owner.host.unlink_unused(&image, inode)), FaultKind::InUse);
+    ground.other_world().disconnect(Side::Destination);
+    assert_eq!(kind(owner.host.unlink_unused(&image, other(inode))), FaultKind::Changed);
+    assert!(owner.host.stat(&image).unwrap().is_some());
+    // Nothing of ours is left on it.
+    ground.start_by_hand(uuid).unwrap();
+    ground.destroy_by_hand(uuid);
+    owner.host.lock_image(&image).unwrap();
+    owner.host.unlink_unused(&image, inode).unwrap();
+    owner.host.unlink_unused(&image, inode).unwrap();
+    assert_eq!(owner.host.stat(&image).unwrap(), None);
     owner.host.undefine(uuid).unwrap();
 }

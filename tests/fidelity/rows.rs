@@ -16,6 +16,9 @@ const LIBVIRT: &str = include_str!("libvirt.rs");
 const REFUSALS: &str = include_str!("refusals.rs");
 const IMAGES: &str = include_str!("images.rs");
 const CARRYING: &str = include_str!("../carrying/main.rs");
+const WHOLE: &str = include_str!("../carrying/whole.rs");
+const LABELS: &str = include_str!("../carrying/labels.rs");
+const BELONGINGS: &str = include_str!("../replace/belongings.rs");
 const REPLACE: &str = include_str!("../replace/flags.rs");
 const REFUSED_HOSTS: &str = include_str!("../refusals/main.rs");
 const PREFLIGHT: &str = include_str!("../../src/preflight/tests.rs");
@@ -90,6 +93,37 @@ const ROWS: &[(&str, Fate, &str, &str)] = &[
     ),
     ("an element that is not known", Refused, REFUSALS, "beside_the_devices"),
     ("a transient domain", Refused, PREFLIGHT, "each_thing_in_the_way_is_named"),
+    (
+        "all of it in one guest, which then boots",
+        Carried,
+        WHOLE,
+        "the_whole_guest_arrives_and_boots_from_its_own_disk_with_its_own_variables",
+    ),
+    ("default security labels", Carried, LABELS, "what_is_published_gets_its_default_label_where_the_host_has_labels"),
+    (
+        "saved memory and snapshots of a VM that is replaced",
+        Carried,
+        BELONGINGS,
+        "an_old_vm_with_saved_memory_and_a_snapshot_is_as_before_or_gone_whole",
+    ),
+    (
+        "named UEFI variables and checkpoints of a VM that is replaced",
+        Carried,
+        BELONGINGS,
+        "an_old_vm_with_named_variables_and_a_checkpoint_is_as_before_or_gone_whole",
+    ),
+    (
+        "the TPM of a VM that is replaced",
+        Carried,
+        BELONGINGS,
+        "an_old_vm_that_runs_with_a_tpm_is_as_before_or_gone_whole",
+    ),
+    (
+        "UEFI variables by the name of a VM that is kept",
+        Carried,
+        BELONGINGS,
+        "an_old_vm_that_is_kept_finds_its_own_variables",
+    ),
     ("leftovers under the new name", Refused, REFUSED_HOSTS, "destinations_that_cannot_take_the_clone"),
 ];
 

@@ -116,10 +116,19 @@ impl Host {
         marker
     }
 
+    /// Makes a disk that boots by UEFI; returns its marker.
+    pub fn make_uefi_guest(&self, image: &str) -> String {
+        output_of(Command::new(GUEST).env("TMPDIR", &self.directory).args(["make", "--uefi"]).arg(self.path(image)))
+    }
+
     /// Boots a guest, and returns the marker it prints before it powers off.
     pub fn boot_guest(&self, name: &str) -> String {
-        let said = output_of(Command::new(GUEST).args(["marker", self.name, name]).env("KVM_CLONE_LAB", &self.lab_id));
-        said.split(' ').next().unwrap_or_default().to_owned()
+        self.listen_to_guest(name).split(' ').next().unwrap_or_default().to_owned()
+    }
+
+    /// Boots a guest, and returns all that it says of itself before it powers off.
+    pub fn listen_to_guest(&self, name: &str) -> String {
+        output_of(Command::new(GUEST).args(["marker", self.name, name]).env("KVM_CLONE_LAB", &self.lab_id))
     }
 
     /// A VM's state, as `virsh domstate` says it; `None` when there is no such VM.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::Host;
 use super::image::{self, Content, Format};
 
 /// A disk of a VM, with the image that is made for it.
@@ -50,6 +51,11 @@ impl Disk {
     /// Where the image is on its host. Known once the disk is part of a VM.
     pub fn path(&self) -> &str {
         self.path.as_deref().expect("the disk is part of a VM")
+    }
+
+    /// Makes its image on a host.
+    pub fn make_on(&self, host: &Host) {
+        self.make(&host.path(self.path()));
     }
 
     pub(super) fn make(&self, to: &Path) {

@@ -1,11 +1,13 @@
 //! The real program dies by SIGKILL at a journal boundary of a replacement, and is then resumed or rolled back: the old VM is as
 //! before, running again if it ran, or the clone is in its place.
 //!
-//! `make test` visits each phase at boundaries that a seed picks; `KVM_CLONE_BOUNDARIES=all` visits every one, both ways.
+//! `make test` visits each phase at boundaries that a seed picks. `KVM_CLONE_BOUNDARIES=all` visits every one, both ways, and so
+//! does `make soak`, in an order that its seed picks, as far as its time or `KVM_CLONE_REPLACE_CELLS` reaches.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use journal_format::{EventV1, RecordV1, StepRef};
 use kvm_clone::journal::{self, StateDir};
@@ -38,6 +40,39 @@ impl Kind {
     }
 }
 
+/// Which cells are tried.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// Each phase.
+    Sample,
+    /// Every boundary, both ways.
+    All,
+    /// All, in this seed's order, until so much time has passed.
+    Within(Duration, u64),
+    /// So many of them, likewise.
+    Count(usize, u64),
+}
+
+impl Wanted {
+    fn read() -> Self {
+        let variable = |name: &str| std::env::var(name).ok();
+        let number = |name: &str| variable(name).and_then(|text| text.parse::<u64>().ok());
+        let seed = number("KVM_CLONE_SEED").unwrap_or(SEED);
+        match (number("KVM_CLONE_SOAK_SECONDS"), number("KVM_CLONE_REPLACE_CELLS")) {
+            _ if variable("KVM_CLONE_BOUNDARIES").is_some_and(|wanted| wanted == "all") => Self::All,
+            (Some(seconds), _) => Self::Within(Duration::from_secs(seconds), seed),
+            (None, Some(count)) => Self::Count(usize::try_from(count).unwrap(), seed),
+            (None, None) => Self::Sample,
+        }
+    }
+}
+
+/// The next random number of a sequence.
+fn draw(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Cell {
     kind: Kind,
@@ -46,7 +81,7 @@ struct Cell {
     rollback: bool,
 }
 
-fn records(controller: &Controller) -> Vec<RecordV1> {
+pub fn records(controller: &Controller) -> Vec<RecordV1> {
     let Ok(state) = StateDir::at(&controller.state_dir()) else { return Vec::new() };
     let transactions = state.transactions().unwrap_or_default();
     let read = transactions.first().map(|txn| journal::read(&state, *txn));
@@ -88,29 +123,45 @@ fn phase(record: &RecordV1, plan: &journal_format::PlanV1) -> String {
 /// Phases in which the old VM is touched, or about to be: tried both ways, before and after each event.
 const OF_THE_OLD_VM: [&str; 3] = ["StopOldVm", "RetireOldVm", "RenameClone"];
 
-fn cells(journals: &BTreeMap<Kind, Vec<RecordV1>>) -> Vec<Cell> {
-    let everything = std::env::var("KVM_CLONE_BOUNDARIES").is_ok_and(|wanted| wanted == "all");
+fn committed_at(records: &[RecordV1]) -> usize {
+    records.iter().position(|record| record.event == EventV1::Committed).expect("a clean run commits")
+}
+
+fn cells(journals: &BTreeMap<Kind, Vec<RecordV1>>, wanted: Wanted) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (number, (kind, records)) in (0u64..).zip(journals) {
         let Some(EventV1::Begun { plan }) = records.first().map(|record| &record.event) else { panic!("no plan") };
         let mut phases: BTreeMap<String, Vec<Cell>> = BTreeMap::new();
         for (sequence, record) in records.iter().enumerate() {
             for (after, rollback) in [(false, false), (true, false), (false, true), (true, true)] {
-                let cell = Cell { kind: *kind, sequence, after, rollback };
-                phases.entry(phase(record, plan)).or_default().push(cell);
+                // Once it is committed a rollback is refused: that is tried at the first boundary and no more.
+                if !rollback || sequence <= committed_at(records) {
+                    let cell = Cell { kind: *kind, sequence, after, rollback };
+                    phases.entry(phase(record, plan)).or_default().push(cell);
+                }
             }
         }
         for (at, (phase, all)) in (0u64..).zip(phases) {
-            let mut draw = SEED.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(number * 1_000 + at);
+            if !matches!(wanted, Wanted::Sample) {
+                cells.extend(all);
+                continue;
+            }
+            let mut state = SEED.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(number * 1_000 + at);
             // Every phase by one kind or another; those of the old VM by all, more than once.
             let picks = if OF_THE_OLD_VM.contains(&phase.as_str()) { 2 } else { u64::from((at + number) % 4 == 0) };
             for _ in 0..picks {
-                draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let pick = usize::try_from(draw >> 33).unwrap() % all.len();
-                cells.extend((!everything).then(|| all[pick]));
+                cells.push(all[usize::try_from(draw(&mut state)).unwrap() % all.len()]);
             }
-            cells.extend(all.into_iter().filter(|_| everything));
         }
+    }
+    if let Wanted::Within(_, seed) | Wanted::Count(_, seed) = wanted {
+        let mut state = seed;
+        for last in (1..cells.len()).rev() {
+            cells.swap(last, usize::try_from(draw(&mut state)).unwrap() % (last + 1));
+        }
+    }
+    if let Wanted::Count(count, _) = wanted {
+        cells.truncate(count);
     }
     cells
 }
@@ -128,11 +179,14 @@ fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
         return ground.clear();
     }
     let txn = controller.only_txn();
-    let committed = clean.iter().position(|record| record.event == EventV1::Committed).expect("a clean run commits");
-    if cell.rollback && cell.sequence < committed {
+    if cell.rollback && cell.sequence < committed_at(clean) {
+        let was_saved = cell.kind.stop == "save" && ground.lab.b().state(CLONE).as_deref() == Some("shut off");
         controller.run(["rollback", &txn]).expect(0);
         assert_eq!(controller.status(&txn), "rolled_back", "{name}");
         ground.assert_as(&before, &name);
+        if was_saved {
+            assert_restored(ground, &name);
+        }
     } else {
         if cell.rollback {
             controller.run(["rollback", &txn]).expect(5);
@@ -144,29 +198,77 @@ fn check(ground: &Ground, cell: Cell, clean: &[RecordV1]) {
     ground.clear();
 }
 
+/// QEMU was started last to take a memory in, and did not boot.
+fn assert_restored(ground: &Ground, when: &str) {
+    let log = std::fs::read_to_string(ground.lab.b().path(format!("/var/log/libvirt/qemu/{CLONE}.log"))).unwrap();
+    let last = log.rsplit("starting up libvirt").next().unwrap();
+    assert!(last.contains("-incoming"), "{when}: it was booted, not restored: {last}");
+}
+
+/// What came of the cells.
+#[derive(Default)]
+struct Tally {
+    resumed: u64,
+    rolled_back: u64,
+    broken: Vec<String>,
+}
+
+impl Tally {
+    fn count(&mut self, cell: Cell, clean: &[RecordV1]) {
+        if cell.rollback && cell.sequence < committed_at(clean) {
+            self.rolled_back += 1;
+        } else {
+            self.resumed += 1;
+        }
+    }
+}
+
 #[test]
 fn at_each_phase_the_old_vm_is_as_before_or_the_clone_is_in_its_place() {
-    let began = Instant::now();
+    let (began, wanted) = (Instant::now(), Wanted::read());
     let first = Ground::new();
     let journals: BTreeMap<Kind, Vec<RecordV1>> = KINDS.into_iter().map(|kind| (kind, clean(&first, kind))).collect();
-    let cells = cells(&journals);
-    let count = cells.len();
-    let queue = Mutex::new(cells.into_iter());
+    let cells = cells(&journals, wanted);
+    let planned = cells.len();
+    let (queue, tally) = (Mutex::new(cells.into_iter()), Mutex::new(Tally::default()));
+    let is_over = || matches!(wanted, Wanted::Within(time, _) if began.elapsed() >= time);
     std::thread::scope(|scope| {
-        let (queue, journals) = (&queue, &journals);
-        let work = move |ground: &Ground| {
-            loop {
+        let (queue, tally, journals, is_over) = (&queue, &tally, &journals, &is_over);
+        let work = move |mut ground: Ground| {
+            while !is_over() {
                 let next = queue.lock().unwrap().next();
                 let Some(cell) = next else { return };
-                check(ground, cell, &journals[&cell.kind]);
+                let clean = &journals[&cell.kind];
+                let lived = catch_unwind(AssertUnwindSafe(|| check(&ground, cell, clean)));
+                let mut tally = tally.lock().unwrap();
+                tally.count(cell, clean);
+                if lived.is_err() {
+                    tally.broken.push(format!("{cell:?}"));
+                    // What is left of it would count against the next one.
+                    ground = Ground::new();
+                }
             }
         };
         for _ in 1..LABS {
-            scope.spawn(move || work(&Ground::new()));
+            scope.spawn(move || work(Ground::new()));
         }
-        work(&first);
+        work(first);
     });
-    println!("replacing: {count} cells, {:.0} s", began.elapsed().as_secs_f64());
+    let Tally { resumed, rolled_back, broken } = tally.into_inner().unwrap();
+    let seed = if let Wanted::Within(_, seed) | Wanted::Count(_, seed) = wanted { seed } else { SEED };
+    for (what, count) in [
+        ("cells", planned as u64),
+        ("killed and resumed", resumed),
+        ("killed and rolled back", rolled_back),
+        ("seconds", began.elapsed().as_secs()),
+        ("violations", broken.len() as u64),
+    ] {
+        println!("replace\t{what}\t{count}");
+    }
+    for cell in &broken {
+        println!("replace\tviolation with seed {seed}\t{cell}");
+    }
+    assert!(broken.is_empty(), "{} broken: {broken:#?}", broken.len());
 }
 
 /// After `--stop save` a rollback brings the guest back with its memory: QEMU is started to take that in, and does not boot.
@@ -175,7 +277,7 @@ fn a_saved_guest_comes_back_with_its_memory() {
     let ground = Ground::new();
     let kind = KINDS[1];
     let clean = clean(&ground, kind);
-    let committed = clean.iter().position(|record| record.event == EventV1::Committed).unwrap();
+    let committed = committed_at(&clean);
     let before = ground.put_old(true);
     let controller = ground.lab.controller();
     let dying = controller.clone().env("KVM_CLONE_CRASH_AT", &format!("after:{}", committed - 1));
@@ -183,9 +285,7 @@ fn a_saved_guest_comes_back_with_its_memory() {
     assert_eq!(ground.lab.b().state(CLONE).as_deref(), Some("shut off"));
     controller.run(["rollback", &controller.only_txn()]).expect(0);
     ground.assert_as(&before, "rolled back after a save");
-    let log = std::fs::read_to_string(ground.lab.b().path(format!("/var/log/libvirt/qemu/{CLONE}.log"))).unwrap();
-    let last = log.rsplit("starting up libvirt").next().unwrap();
-    assert!(last.contains("-incoming"), "it was booted, not restored: {last}");
+    assert_restored(&ground, "rolled back after a save");
     ground.clear();
 }
 

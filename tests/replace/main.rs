@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod belongings;
 mod boundaries;
 mod flags;
 #[path = "../lab/mod.rs"]

@@ -38,7 +38,7 @@ fn read_chunk(
     patches: &[Patch],
 ) -> Result<(Vec<u8>, bool), Fault> {
     let (owned, patches) = (path.to_owned(), patches.to_vec());
-    host.look(&|| format!("read chunk {chunk} of {path}"), move |machine, _| {
+    host.look(&|| format!("read chunk {chunk} of {path}"), move |machine, agent| {
         let stat = machine.files.stat(&owned).ok_or((FaultKind::NotFound, "no such file".to_owned()))?;
         if inode.is_some_and(|inode| inode != stat.inode) || stat.size != geometry.image_bytes {
             return Err((FaultKind::Changed, "another file, or another size".to_owned()));
@@ -52,7 +52,11 @@ fn read_chunk(
                 *place = *byte;
             }
         }
-        Ok((bytes, content.is_hole(&(start..start + len))))
+        let hole = content.is_hole(&(start..start + len));
+        if !hole {
+            machine.agents[agent].counts.image_bytes_read += len;
+        }
+        Ok((bytes, hole))
     })
 }
 
@@ -152,7 +156,8 @@ impl Copy<'_> {
         }
         let (path, inode) = (self.job.to.clone(), self.job.to_inode);
         let told = || format!("write chunk {chunk} of {}", self.job.to);
-        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, _| {
+        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, agent| {
+            machine.agents[agent].counts.image_bytes_written += bytes.len() as u64;
             machine.files.write_at(&path, inode, start, &bytes)
         })?;
         self.unsynced.push(ChunkRecordV1 { index: chunk, state });

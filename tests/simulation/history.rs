@@ -278,7 +278,8 @@ pub fn drive(
 ) -> Life {
     let mut journal = Notebook::open(txn, world, durable, oracle);
     let controller = controller_of(durable);
-    let settings = Settings { purpose, controller, controller_pid: 1, bandwidth_limit_bytes_per_second: None };
+    let settings =
+        Settings { purpose, controller, controller_pid: 1, bandwidth_limit_bytes_per_second: None, survey: None };
     life(|| engine::drive(world, &mut journal, &mut Listener(Rc::clone(oracle)), &settings))
 }
 

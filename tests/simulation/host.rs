@@ -1,6 +1,6 @@
 //! `Host` on one simulated machine: every call is a numbered operation with everything that can become of it.
 
-use journal_format::{DomainUuid, Inode};
+use journal_format::{CountsV1, DomainUuid, Inode};
 use kvm_clone::world::{
     ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, HashJob, Host, HostFacts,
     ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side,
@@ -46,6 +46,13 @@ impl SimHost {
         effect: impl FnOnce(&mut Machine, usize) -> Result<T, Refusal> + 'static,
     ) -> Result<T, Fault> {
         let told = || format!("{}: {}", self.side, operation());
+        self.world.with(|core| {
+            let counts = &mut core.machine_mut(self.side).agents[self.agent].counts;
+            match kind {
+                Kind::Look | Kind::Change(_) => counts.requests += 1,
+                Kind::AskLibvirt | Kind::TellLibvirt => counts.libvirt_calls += 1,
+            }
+        });
         let injection = self.world.number(&told).and_then(|injection| self.world.strike(injection));
         if let Some(Injection { fault: faults::Fault::Fails(failing), effect: how }) = injection {
             if let Effect::Part(changes) = how
@@ -184,6 +191,10 @@ impl Host for SimHost {
         Ok(self.world.with(|core| core.machine(self.side).agents[self.agent].process))
     }
 
+    fn counts(&self) -> Result<CountsV1, Fault> {
+        self.look(&|| "counts".to_owned(), |machine, agent| Ok(machine.agents[agent].counts))
+    }
+
     fn allow(&self, paths: &[String]) -> Result<(), Fault> {
         let paths = paths.to_vec();
         self.look(&|| "allow".to_owned(), move |machine, agent| match &mut machine.agents[agent].allowed {
@@ -271,6 +282,10 @@ impl Host for SimHost {
         })
     }
 
+    fn relabel(&self, path: &str) -> Result<Option<String>, Fault> {
+        self.operate(&|| format!("label {path}"), &Kind::Change(&[path]), |_, _| Ok(None))
+    }
+
     fn sync(&self, path: &str) -> Result<(), Fault> {
         let owned = path.to_owned();
         self.look(&|| format!("sync {path}"), move |machine, agent| {
@@ -341,6 +356,13 @@ impl Host for SimHost {
         self.look(&|| format!("unlock image {path}"), move |machine, agent| {
             machine.unlock_image(agent, &owned);
             Ok(())
+        })
+    }
+
+    fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault> {
+        let owned = path.to_owned();
+        self.operate(&|| format!("unlink unused {path}"), &Kind::Change(&[path]), move |machine, agent| {
+            machine.unlink_unused(agent, &owned, inode)
         })
     }
 

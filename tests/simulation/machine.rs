@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use journal_format::Inode;
+use journal_format::{CountsV1, Inode};
 use kvm_clone::world::{FaultKind, HostFacts, OwnerLock, ProcessId};
 
 use crate::durability::Survival;
@@ -27,6 +27,7 @@ pub struct Agent {
     pub allowed: Option<Vec<String>>,
     pub owner_locks: BTreeSet<NodeId>,
     pub image_locks: BTreeSet<NodeId>,
+    pub counts: CountsV1,
 }
 
 /// How long a guest takes to shut down.
@@ -210,6 +211,18 @@ impl Machine {
             self.agents[agent].image_locks.remove(&node);
             self.pin();
         }
+    }
+
+    /// Removes a name, unless a guest writes to the file or another agent has it locked.
+    pub fn unlink_unused(&mut self, agent: usize, path: &str, inode: Inode) -> Result<(), Refusal> {
+        let Some(node) = self.files.find(path) else { return Ok(()) };
+        self.agents[agent].image_locks.remove(&node);
+        self.pin();
+        let written = self.libvirt.written().any(|written| self.files.find(written) == Some(node));
+        if written || self.image_locks().contains(&node) {
+            return Err((FaultKind::InUse, format!("{path}: another process has a lock on it")));
+        }
+        self.files.unlink(path, inode)
     }
 
     /// May this agent change these paths?

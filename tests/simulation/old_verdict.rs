@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use journal_format::{OldFileFateV1, ReplacedV1, StopModeV1};
+use journal_format::{ImageRoleV1, OldFileFateV1, OldFileV1, ReplacedV1, StopModeV1};
 
 use crate::content::Content;
 use crate::filesystem::Filesystem;
 use crate::libvirt::{AUTOSTART, DEFINITIONS};
 use crate::machine::Machine;
+use crate::old_vm;
 use crate::oracle::{Oracle, Snapshot};
 
 /// What a guest writes when it boots or halts, at the beginning of each disk.
@@ -26,7 +27,7 @@ impl Oracle {
         let mut names = vec![old.kept_name.clone(), name.clone(), self.old_definition_path()];
         names.push(format!("{DEFINITIONS}/{}.xml", old.kept_name));
         names.push(format!("{AUTOSTART}/{name}.xml"));
-        names.extend(old.files.iter().map(|file| file.path.clone()));
+        names.extend(old.files.iter().flat_map(|file| places(old, file)));
         names
     }
 
@@ -42,9 +43,10 @@ impl Oracle {
         let uuid = old.uuid.to_string();
         let defined = machine.libvirt.domains.get(&old.uuid).is_some_and(|domain| domain.definition.name == *name);
         let durably_defined = text(files.durable_content(&path)).contains(&uuid);
-        let there =
-            old.files.iter().all(|file| files.stat(&file.path).is_some_and(|stat| stat.inode == file.stamp.inode));
-        let durably_there = old.files.iter().all(|file| files.durable_node(&file.path).is_some());
+        let at = |path: &String, file: &OldFileV1| files.stat(path).is_some_and(|stat| stat.inode == file.stamp.inode);
+        let there = old.files.iter().all(|file| places(old, file).iter().any(|path| at(path, file)));
+        let durably = |file: &OldFileV1| places(old, file).iter().any(|path| files.durable_node(path).is_some());
+        let durably_there = old.files.iter().all(durably);
         let whole = defined && there;
         if !whole && !marked && !self.committed {
             return Err("the old VM is not whole any more, and there is no commit mark".to_owned());
@@ -151,10 +153,16 @@ impl Oracle {
         if self.old_definition.as_ref().is_none_or(|text| named(&kept.definition.text) != *text) {
             return Err("the old VM is kept, but not as it was".to_owned());
         }
-        match old.files.iter().find(|file| !there(&file.path)) {
-            Some(file) => Err(format!("the old VM is kept, but not its {}", file.path)),
-            None => Ok(()),
+        for file in &old.files {
+            let now_at = places(old, file).pop().unwrap_or_default();
+            if now.entries.get(&now_at) != before.entries.get(&file.path) {
+                return Err(format!("the old VM is kept, but not its {}", file.path));
+            }
+            if now_at != file.path && now.entries.contains_key(&file.path) {
+                return Err(format!("{} would be found by the next VM of that name too", file.path));
+            }
         }
+        Ok(())
     }
 
     /// The clone's definition, by the names it may have.
@@ -176,6 +184,12 @@ impl Oracle {
             None => Ok(()),
         }
     }
+}
+
+/// Where a file of the old VM may be; last where it is once that is kept. libvirt finds the variables by the domain's name.
+fn places(old: &ReplacedV1, file: &OldFileV1) -> Vec<String> {
+    let kept = (file.role == ImageRoleV1::Nvram).then(|| old_vm::variables(&old.kept_name));
+    std::iter::once(file.path.clone()).chain(kept).collect()
 }
 
 /// What a domain is known by in a snapshot: its definition, and its guest's memory while it runs.

@@ -1,4 +1,5 @@
-//! The old VM of a scene: a guest of the clone's name on the destination, with two disks of its own, and what the plan says of it.
+//! The old VM of a scene: a guest of the clone's name on the destination, with two disks and firmware variables of its own, which
+//! its definition does not name, and what the plan says of it.
 
 use journal_format::{
     CleanUpStepV1, DirectoryV1, DomainUuid, FileStampV1, ImageRoleV1, OldFileFateV1, OldFileV1, ReplacedV1, StopModeV1,
@@ -7,7 +8,7 @@ use journal_format::{
 
 use crate::content::Content;
 use crate::machine::Machine;
-use crate::scene::{CLONE_NAME, IMAGES, SECOND, definition, staged_in};
+use crate::scene::{CLONE_NAME, IMAGES, NVRAM, SECOND, definition, staged_in};
 use crate::seed::Seed;
 
 /// What the old VM of a scene is, and what may be done to it.
@@ -46,15 +47,21 @@ pub fn paths() -> [String; 2] {
     [format!("{IMAGES}/{CLONE_NAME}-old.img"), format!("{SECOND}/{CLONE_NAME}-old.img")]
 }
 
+/// Its firmware variables under a name.
+pub fn variables(name: &str) -> String {
+    format!("{NVRAM}/{name}_VARS.fd")
+}
+
 /// Puts it onto the destination.
 pub fn put(shape: OldVm, destination: &mut Machine, uuid: DomainUuid, seed: &mut Seed) -> String {
-    for path in paths() {
+    for path in paths().into_iter().chain([variables(CLONE_NAME)]) {
         let mut bytes = vec![0; 9000];
         seed.fill(&mut bytes);
         destination.files.make_file(&path, 0o600, Content::of(&bytes)).unwrap();
     }
     let [first, second] = paths();
     let text = definition(CLONE_NAME, uuid, &[("vda", "raw", &first), ("vdb", "raw", &second)]);
+    let text = text.replace("<os>", "<os firmware='efi'>");
     destination.libvirt.define(&mut destination.files, &text).unwrap();
     destination.libvirt.set_autostart(&mut destination.files, uuid, shape.autostart).unwrap();
     if shape.deaf {
@@ -76,8 +83,9 @@ pub fn planned(
     seed: &mut Seed,
 ) -> ReplacedV1 {
     let mut files = Vec::new();
-    for (path, target) in paths().into_iter().zip(["vda", "vdb"]) {
-        let role = ImageRoleV1::Disk { target: target.to_owned() };
+    let disks = paths().into_iter().zip(["vda", "vdb"]);
+    let disks = disks.map(|(path, target)| (path, ImageRoleV1::Disk { target: target.to_owned() }));
+    for (path, role) in disks.chain([(variables(CLONE_NAME), ImageRoleV1::Nvram)]) {
         let stat = destination.files.stat(&path).unwrap();
         let parent = crate::filesystem::split(&path).0;
         let directory = staged_in(parent, txn, destination, directories, seed);
@@ -104,7 +112,7 @@ pub fn planned(
 
 /// The clean-up steps that the old VM adds: those before the clone is finished, and those after.
 pub fn clean_up(shape: OldVm) -> (Vec<CleanUpStepV1>, Vec<CleanUpStepV1>) {
-    let deleted = if shape.keep { 0..0 } else { 0..u32::try_from(paths().len()).unwrap() };
+    let deleted = if shape.keep { 0..0 } else { 0..u32::try_from(paths().len() + 1).unwrap() };
     let after = deleted.map(|file| CleanUpStepV1::DeleteOldFile { file }).collect();
     (vec![CleanUpStepV1::RetireOldVm, CleanUpStepV1::RenameClone], after)
 }

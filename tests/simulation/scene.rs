@@ -19,7 +19,7 @@ pub const IMAGES: &str = "/var/lib/libvirt/images";
 pub const SECOND: &str = "/srv/vm";
 /// Where libvirt keeps what is not a disk.
 const STATE: &str = "/var/lib/libvirt";
-const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
+pub const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 const CAPACITY_BYTES: u64 = 1 << 30;
 
 /// A host with nothing of its own yet.
@@ -161,6 +161,7 @@ pub struct Scene {
 
 pub const VM_NAME: &str = "web01";
 pub const CLONE_NAME: &str = "web01_clone";
+const CLONE_NAME_BESIDE: &str = "web01_clone-23456789";
 const CHUNK_BYTES: u32 = 4096;
 const TARGETS: [&str; 3] = ["vda", "vdb", "vdc"];
 
@@ -241,7 +242,8 @@ impl Scene {
                     format!("{NVRAM}/{VM_NAME}_VARS.fd"),
                     ImageRoleV1::Nvram,
                     NVRAM,
-                    format!("{NVRAM}/{CLONE_NAME}_VARS.fd"),
+                    // An old VM has variables of that name.
+                    old_vm::variables(shape.old.map_or(CLONE_NAME, |_| CLONE_NAME_BESIDE)),
                 ),
                 (tpm(vm_uuid), ImageRoleV1::Tpm, STATE, tpm(clone_uuid)),
             ] {

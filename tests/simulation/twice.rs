@@ -7,7 +7,7 @@ use journal_format::{AttemptPurpose, EventV1, FailureV1, OutcomeV1, StepRef};
 use kvm_clone::journal::recorder::Recorder;
 use kvm_clone::observer::Observer;
 use kvm_clone::steps::host_record::HostRecord;
-use kvm_clone::steps::{self, Applied, Context, Probe};
+use kvm_clone::steps::{self, Applied, Context, Counted, Probe};
 use kvm_clone::world::{Side, World};
 
 use crate::faults::FaultPlan;
@@ -46,6 +46,7 @@ impl<'a> Attempt<'a> {
             source: Some(source),
             bandwidth_limit_bytes_per_second: None,
             keeps_record: false,
+            counted: Counted::default(),
         };
         let epoch = journal_format::Epoch(1);
         let opened = EventV1::AttemptOpened { epoch, purpose: AttemptPurpose::Run, pid: 1 };

@@ -417,6 +417,7 @@ impl SimWorld {
             allowed,
             owner_locks: std::collections::BTreeSet::default(),
             image_locks: std::collections::BTreeSet::default(),
+            counts: journal_format::CountsV1::default(),
         };
         let agents = &mut core.machine_mut(side).agents;
         agents.push(agent);

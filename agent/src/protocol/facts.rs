@@ -130,3 +130,18 @@ pub enum OwnerLock {
     /// There is no such file.
     Missing,
 }
+
+/// What an agent did in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Requests, but for signs of life.
+    pub requests: u64,
+    /// Bytes of images that were read to be copied or hashed. Holes are not read.
+    pub image_bytes_read: u64,
+    /// Bytes of images that were written.
+    pub image_bytes_written: u64,
+    /// Bytes of small files, and of the headers of images, that were read.
+    pub file_bytes_read: u64,
+    /// Calls of libvirt that were relayed.
+    pub libvirt_calls: u64,
+}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode, TxnId};
 use kvm_clone_agent::protocol::{
-    Attach, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry, HashJob,
-    Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran, ReceiveJob,
+    Attach, Counts, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry,
+    HashJob, Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran, ReceiveJob,
     RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
     encode_steer,
 };
@@ -94,6 +94,9 @@ fn requests() -> Vec<Request> {
         Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY }),
         Request::OpenRelay { purpose: RelayPurpose::Look },
         Request::OpenRelay { purpose: RelayPurpose::Change },
+        Request::UnlinkUnused { path: path(), inode },
+        Request::Counts,
+        Request::Relabel { path: path() },
     ]
 }
 
@@ -131,6 +134,9 @@ fn request_name(request: &Request) -> &'static str {
         Request::ReceiveChunks(_) => "receive-chunks",
         Request::OpenRelay { purpose: RelayPurpose::Look } => "open-relay-look",
         Request::OpenRelay { purpose: RelayPurpose::Change } => "open-relay-change",
+        Request::UnlinkUnused { .. } => "unlink-unused",
+        Request::Counts => "counts",
+        Request::Relabel { .. } => "relabel",
     }
 }
 
@@ -180,6 +186,13 @@ fn replies() -> Vec<Reply> {
         Reply::Ids { user: Some(64_055), group: None },
         Reply::OwnerLock(OwnerLock::Held { inode: Inode(99) }),
         Reply::Ran(Some(Ran { status: Some(2), words: "2 errors were found".into() })),
+        Reply::Counts(Counts {
+            requests: 90,
+            image_bytes_read: 1 << 30,
+            image_bytes_written: 0,
+            file_bytes_read: 4096,
+            libvirt_calls: 270,
+        }),
     ]
 }
 
@@ -197,6 +210,7 @@ fn reply_name(reply: &Reply) -> &'static str {
         Reply::Ids { .. } => "ids",
         Reply::OwnerLock(_) => "owner-lock",
         Reply::Ran(_) => "ran",
+        Reply::Counts(_) => "counts",
     }
 }
 

@@ -245,6 +245,12 @@ fn finding() -> impl Strategy<Value = FindingV1> {
         .prop_map(|(step, expected, found, commands)| FindingV1 { step, expected, found, commands })
 }
 
+fn counts() -> impl Strategy<Value = CountsV1> {
+    any::<[u64; 5]>().prop_map(|[requests, image_bytes_read, image_bytes_written, file_bytes_read, libvirt_calls]| {
+        CountsV1 { requests, image_bytes_read, image_bytes_written, file_bytes_read, libvirt_calls }
+    })
+}
+
 fn outcome() -> impl Strategy<Value = OutcomeV1> {
     let bytes = (any::<u64>(), any::<[u8; 32]>(), any::<u64>(), any::<(i128, i128)>(), any::<(u64, u64)>());
     prop_oneof![
@@ -267,6 +273,8 @@ fn outcome() -> impl Strategy<Value = OutcomeV1> {
         Just(OutcomeV1::AlreadySo),
         any::<bool>().prop_map(|was_running| OutcomeV1::Stopped { was_running }),
         text().prop_map(|why| OutcomeV1::Left { why }),
+        (option::of([counts(), counts()]), option::of(counts()), option::of(counts()))
+            .prop_map(|(survey, source, destination)| OutcomeV1::Counted { survey, source, destination }),
     ]
 }
 

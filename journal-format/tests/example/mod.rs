@@ -183,6 +183,16 @@ pub fn failure(class: FailureClassV1, exit: u8) -> FailureV1 {
     }
 }
 
+fn counts(requests: u64) -> CountsV1 {
+    CountsV1 {
+        requests,
+        image_bytes_read: 1_073_741_824,
+        image_bytes_written: 0,
+        file_bytes_read: 4096,
+        libvirt_calls: 3 * requests,
+    }
+}
+
 pub fn outcomes() -> Vec<(&'static str, OutcomeV1)> {
     let root = ChunkValue([0xab; 32]);
     vec![
@@ -209,6 +219,10 @@ pub fn outcomes() -> Vec<(&'static str, OutcomeV1)> {
         ("already-so", OutcomeV1::AlreadySo),
         ("stopped", OutcomeV1::Stopped { was_running: true }),
         ("left", OutcomeV1::Left { why: "the domain web03 reaches it".into() }),
+        (
+            "counted",
+            OutcomeV1::Counted { survey: Some([counts(20), counts(60)]), source: Some(counts(90)), destination: None },
+        ),
     ]
 }
 
