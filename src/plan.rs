@@ -150,7 +150,7 @@ fn lay_out(
         let facts = placement::directory_for(request, &survey.destination, file)
             .map_err(|why| PlanError::NoDirectory { what: file.what(), why })?;
         let index = directory_number(&mut directories, facts, txn, circumstances);
-        let final_path = placement::final_path(&survey.new_name, txn, &survey.destination, facts, file);
+        let final_path = placement::final_path(request, (&survey.new_name, txn), &survey.destination, facts, file);
         images.push(ImageV1 {
             directory: number(index),
             staging_path: format!("{}/{}", directories[index].staging, placement::staged_name(file)),

@@ -8,7 +8,7 @@ use super::replace::memory_bytes;
 use super::space::Shortage;
 use super::vm::bytes_to_allocate;
 use super::{BlockerKind, Report, Unfinished, WarningKind};
-use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for};
+use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for, target_of};
 use crate::request::{Request, Target};
 use crate::shell::shell_word;
 use crate::survey::{ClaimFacts, DirectoryFacts, SourceFile, Survey};
@@ -149,7 +149,7 @@ fn report_missing(report: &mut Report, request: &Request, survey: &Survey, file:
             "Make the directory, or say where with --pool or --directory.".to_owned(),
         ),
         NoDirectory::Missing { directory } => {
-            let advice = match &request.target {
+            let advice = match &target_of(request, file) {
                 Target::Pool(pool) => {
                     format!(
                         "Build the pool's directory (`virsh pool-build {}`), or give another pool.",
