@@ -247,7 +247,8 @@ fn check_filesystem(report: &mut Report, survey: &Survey, directory: &DirectoryF
 }
 
 fn check_owner(report: &mut Report, survey: &Survey, file: &SourceFile) {
-    let Some(image) = file.image() else { return };
+    // A device's owner is no image's.
+    let Some(image) = file.image().filter(|image| image.stat.kind != FileKind::BlockDevice) else { return };
     let known = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
     if known.user.is_some() && known.group.is_some() {
         return;

@@ -78,6 +78,9 @@ impl FromStr for DiskMapping {
         let Some((target, place)) = text.split_once('=').filter(|(target, _)| !target.is_empty()) else {
             return Err(bad("there is no TARGET="));
         };
+        if place.starts_with("/dev/") {
+            return Err(bad("a block device cannot be a clone's disk yet, and nothing else belongs into /dev"));
+        }
         let Some((above, name)) = place.rsplit_once('/') else {
             return Err(bad("there is neither a pool nor a path: a file's name needs a place"));
         };
@@ -156,6 +159,8 @@ mod tests {
             "vda=/srv/..",
             "vda=/srv/../a",
             "vda=/srv//b/a",
+            "vda=/dev/sdx",
+            "vda=/dev/vg/lv",
             "vda=pool/sub/a",
             "vda=pool/",
             "vda=pool/.",

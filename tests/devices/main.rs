@@ -6,4 +6,6 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod block;
 mod places;
+mod volumes;
