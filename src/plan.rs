@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
     BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, NewDirectoryV1,
-    OptionsV1, PlanV1, ReplacedV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
+    OptionsV1, PlanV1, ReplacedV1, RequestV1, SourceKindV1, StepV1, TxnId, UnixMillis,
 };
 
 use crate::domain::qcow2::{Qcow2Error, renamed_backing};
@@ -19,13 +19,17 @@ use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, Tpm
 use crate::host::Address;
 use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
+use crate::steps;
 use crate::steps::host_record::parent_of;
 use crate::survey::{Below, DirectoryFacts, EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
+use crate::world::FileKind;
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 /// Draws for one MAC address that nobody has. With a hundred thousand taken, all fail once in 10^142.
 const MAC_DRAWS_MAX: usize = 64;
+/// Permission bits of an image that was a device.
+const DEVICE_IMAGE_MODE: u32 = 0o600;
 
 /// Why there is no plan. Preflight says each of these as a blocker; a survey without blockers has a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -155,7 +159,7 @@ fn lay_out(
         let facts = placement::directory_for(request, &survey.destination, file)
             .map_err(|why| PlanError::NoDirectory { what: file.what(), why })?;
         let index = directory_number(&mut directories, facts, txn, circumstances);
-        let final_path = placement::final_path(&survey.new_name, txn, &survey.destination, facts, file);
+        let final_path = placement::final_path(request, (&survey.new_name, txn), &survey.destination, facts, file);
         images.push(ImageV1 {
             directory: number(index),
             staging_path: format!("{}/{}", directories[index].staging, placement::staged_name(file)),
@@ -206,24 +210,26 @@ fn reference_to(source: &str, from: &str, to: &str) -> String {
 
 /// What is known of an image before it has a place.
 fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> ImageV1 {
+    let (source_kind, mode, owner) = match image.stat.kind {
+        // Who may do what with a device says nothing of an image.
+        FileKind::BlockDevice => (SourceKindV1::Device, DEVICE_IMAGE_MODE, (0, 0)),
+        _ => (SourceKindV1::File, final_mode(image.stat.mode), owner_there(survey, &image.owner)),
+    };
     ImageV1 {
         role: file.role.clone(),
         format: file.format,
         reached_by: file.path.clone(),
         source_path: image.path.clone(),
-        source_stamp: SourceStampV1 {
-            size: image.stat.size,
-            mtime_ns: image.stat.mtime_ns,
-            ctime_ns: image.stat.ctime_ns,
-        },
+        source_stamp: steps::stamp_of(source_kind, &image.stat),
         // Blocks beyond the end of the image are not moved.
         allocated_bytes: image.stat.allocated.min(image.stat.size),
         directory: 0,
         staging_path: String::new(),
         final_path: String::new(),
-        mode: final_mode(image.stat.mode),
-        owner: owner_there(survey, &image.owner),
+        mode,
+        owner,
         backing: None,
+        source_kind,
     }
 }
 

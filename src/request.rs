@@ -1,6 +1,8 @@
 //! What the user asked for, as validated types. Nothing here contacts a host: what is wrong with the words themselves
 //! is said before (exit 2), what is wrong with the world is `preflight`'s to say.
 
+mod disk_map;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,6 +11,8 @@ use journal_format::{DomainUuid, StopModeV1};
 
 use crate::domain::{DomainName, NameError};
 use crate::host::Address;
+
+pub use self::disk_map::{DiskMapping, DiskPlace};
 
 /// Bytes of a chunk when nothing else is asked for.
 pub const CHUNK_SIZE_DEFAULT_BYTES: u32 = 1 << 20;
@@ -63,6 +67,8 @@ pub struct Request {
     pub chunk_size: ChunkSize,
     /// Private key file for both hosts.
     pub key_file: Option<PathBuf>,
+    /// Disks that go elsewhere than the others, under names of their own.
+    pub disk_map: Vec<DiskMapping>,
 }
 
 impl Request {
@@ -88,6 +94,7 @@ impl Request {
             bandwidth_limit: None,
             chunk_size: ChunkSize::default(),
             key_file: None,
+            disk_map: Vec::new(),
         }
     }
 
@@ -98,6 +105,7 @@ impl Request {
                 return Err(RequestError::NetworkMappedTwice { name: mapping.from.clone() });
             }
         }
+        disk_map::check(&self.disk_map)?;
         if let VmSelector::Name(name) = &self.vm {
             let new_name = self.clone_name(name)?;
             if self.source == self.destination && new_name.as_str() == name {
@@ -445,6 +453,28 @@ pub enum RequestError {
     /// A relative key file would mean something else at a resume.
     #[error("key file: expected an absolute path")]
     KeyFileNotAbsolute,
+    /// Neither `TARGET=POOL/NAME` nor `TARGET=/ABS/PATH`.
+    #[error("disk mapping {text:?}: {why}; write TARGET=POOL/NAME, or TARGET=/PATH in a directory that exists")]
+    DiskMapping {
+        /// As given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// One disk is mapped twice.
+    #[error("disk mapping: disk {target} is mapped twice; give --disk-map {target}=… once")]
+    DiskMappedTwice {
+        /// Its target name.
+        target: String,
+    },
+    /// Two disks would be one file.
+    #[error("disk mapping: disks {} and {} would both be {place}; give each a place of its own", targets[0], targets[1])]
+    DisksMappedTogether {
+        /// Their target names.
+        targets: [String; 2],
+        /// Where.
+        place: String,
+    },
 }
 
 #[cfg(test)]

@@ -491,6 +491,9 @@ pub trait Host {
     fn networks(&self) -> Result<Vec<NetworkFacts>, Fault>;
     /// All pools.
     fn pools(&self) -> Result<Vec<PoolFacts>, Fault>;
+    /// The path of a pool's volume; `None` when there is no such pool or volume. `Refused` with libvirt's words where it
+    /// cannot say, as of a pool that is not active.
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<String>, Fault>;
     /// Lets a pool look at its directory again.
     fn refresh_pool(&self, name: &str) -> Result<(), Fault>;
     /// Drops the connection to libvirt, so that the next call uses a fresh relay.

@@ -93,7 +93,7 @@ pub fn image_bytes(file: &File) -> io::Result<u64> {
     Ok(found.len())
 }
 
-/// A regular file's first bytes.
+/// The first bytes of a regular file or block device.
 pub fn read(path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Failure> {
     let operation = || format!("read {path}");
     if max_bytes > READ_BYTES_MAX {
@@ -104,8 +104,9 @@ pub fn read(path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Failure> {
         Err(error) if absent(&error) => return Ok(None),
         Err(error) => return Err(refused(operation(), errno(&error))),
     };
-    if !file.metadata().map_err(|error| refused(operation(), errno(&error)))?.is_file() {
-        return Err(failure(FailureKind::Unsupported, format!("read {path}: not a regular file")));
+    let kind = file.metadata().map_err(|error| refused(operation(), errno(&error)))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(failure(FailureKind::Unsupported, format!("read {path}: not a file or block device")));
     }
     let mut content = Vec::new();
     file.take(max_bytes).read_to_end(&mut content).map_err(|error| refused(operation(), errno(&error)))?;

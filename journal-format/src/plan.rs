@@ -148,6 +148,17 @@ pub struct ImageV1 {
     pub owner: (u32, u32),
     /// The image below it in its chain; `None`: it stands alone.
     pub backing: Option<BackingV1>,
+    /// What keeps the image on the source.
+    pub source_kind: SourceKindV1,
+}
+
+/// What keeps an image on the source. Variants are only appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceKindV1 {
+    /// A regular file.
+    File,
+    /// A block device. No time tells whether its bytes changed, so they are read again, and its stamp's times are zero.
+    Device,
 }
 
 /// What of a VM a file is. `Display` gives its word in messages and marks, which no two images of a plan share.

@@ -102,6 +102,10 @@ pub struct RunArgs {
     /// Put the disks into this directory of the destination
     #[arg(long, value_name = "DIR")]
     directory: Option<String>,
+    /// Put the image of one disk (its target name, such as vda) into a pool, POOL/NAME, or to a path, /DIR/NAME, under that
+    /// name; may be given several times, for one VM only
+    #[arg(long, value_name = "TARGET=PLACE", conflicts_with_all = ["all"])]
+    disk_map: Vec<String>,
     /// Send at most this much a second for each VM: 100M, 1.5G (bytes) or 800Mbit
     #[arg(long, value_name = "RATE")]
     bandwidth_limit: Option<String>,
@@ -368,6 +372,13 @@ impl RunArgs {
                 let message = "--new-name: several VMs cannot have one name";
                 Err(CliError::usage(message, "leave it out (each clone is <VM>_clone), or clone them one by one"))
             }
+            _ if !self.disk_map.is_empty() => {
+                let message = "--disk-map: the disks of several VMs cannot be one file";
+                Err(CliError::usage(
+                    message,
+                    "leave it out (--pool and --directory take all), or clone them one by one",
+                ))
+            }
             vms => several::named(vms, |vm| self.request(vm)).map(Vms::Named),
         }
     }
@@ -382,6 +393,7 @@ impl RunArgs {
             _ => Target::LikeSource,
         };
         request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        request.disk_map = self.disk_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
         request.preserve_uuid = self.preserve_uuid;

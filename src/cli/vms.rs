@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
-use crate::domain::Definition;
+use crate::domain::{Definition, DiskSource};
 use crate::host::{Access, Address, Connector, Role};
 use crate::report::quantity::{bytes, printable};
 use crate::report::table::lay_out;
@@ -93,14 +93,14 @@ fn view(host: &dyn Host, facts: &DomainFacts) -> Result<VmView, Fault> {
     // A definition that cannot be read is `run`'s to complain about.
     if let Ok(definition) = Definition::parse(&facts.definition) {
         for disk in definition.images() {
-            let Some(path) = disk.image() else { continue };
+            let (DiskSource::File(path) | DiskSource::Device(path)) = &disk.source else { continue };
             let stat = match host.stat(path) {
                 Err(fault) if fault.kind == FaultKind::Denied => None,
                 stat => stat?,
             };
             disks.push(DiskView {
                 target: disk.target.clone(),
-                path: path.to_owned(),
+                path: path.clone(),
                 size_bytes: stat.map(|stat| stat.size),
                 allocated_bytes: stat.map(|stat| stat.allocated),
             });

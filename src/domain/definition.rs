@@ -111,12 +111,19 @@ pub enum DiskSource {
     File(String),
     /// A block device of the host.
     Device(String),
-    /// Anything else, such as a pool's volume.
+    /// Anything else, such as an image on a server.
     Elsewhere {
         /// The `type` attribute: `volume`, `network`, …
         kind: String,
         /// What it names, for people.
         what: String,
+    },
+    /// A volume of a pool: where that is, only the host's libvirt can say.
+    Volume {
+        /// The pool's name.
+        pool: String,
+        /// The volume's name.
+        volume: String,
     },
 }
 
@@ -179,7 +186,14 @@ impl Disk {
         }
     }
 
-    fn is_common(&self) -> bool {
+    /// A hard disk that is the VM's own, in a file, on a device or in a volume: what is copied.
+    pub fn is_own(&self) -> bool {
+        let is_image = matches!(self.source, DiskSource::File(_) | DiskSource::Device(_) | DiskSource::Volume { .. });
+        self.device == DiskDevice::Disk && is_image && !self.is_common()
+    }
+
+    /// Does the VM only read it, or share it with others?
+    pub fn is_common(&self) -> bool {
         self.readonly || self.shareable
     }
 
@@ -298,7 +312,7 @@ impl Definition {
 
     /// The disks whose images are copied, in the order of the text.
     pub fn images(&self) -> impl Iterator<Item = &Disk> {
-        self.disks.iter().filter(|disk| disk.image().is_some())
+        self.disks.iter().filter(|disk| disk.is_own())
     }
 
     /// Names of the virtual networks that must exist, each once.
@@ -473,6 +487,13 @@ fn read_disk_source(kind: &str, source: Option<Node<'_, '_>>) -> DiskSource {
         ("file", Some(file)) => DiskSource::File(file.to_owned()),
         _ if kind == "block" && source.has_attribute("dev") => {
             DiskSource::Device(source.attribute("dev").unwrap_or_default().to_owned())
+        }
+        // In `direct` mode the guest's QEMU speaks to the pool's server itself.
+        _ if kind == "volume" && source.attribute("mode") != Some("direct") => {
+            match (attribute(source, "pool"), attribute(source, "volume")) {
+                (Some(pool), Some(volume)) => DiskSource::Volume { pool, volume },
+                _ => DiskSource::Elsewhere { kind: kind.to_owned(), what: describe(source) },
+            }
         }
         _ => DiskSource::Elsewhere { kind: kind.to_owned(), what: describe(source) },
     }

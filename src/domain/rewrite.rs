@@ -44,7 +44,7 @@ pub struct Rewrite {
     pub title: Change<String>,
     /// Path of the emulator.
     pub emulator: Option<String>,
-    /// Image files, by the index of the disk.
+    /// Image files, by the index of the disk. A device or a volume becomes a file.
     pub disk_files: BTreeMap<usize, String>,
     /// Files below a disk's own image, from the top down, by the index of the disk; as many as the definition names.
     pub chain_files: BTreeMap<usize, Vec<String>>,
@@ -186,12 +186,8 @@ fn rewrite_devices(
     for (index, file) in &rewrite.disk_files {
         let missing = || DomainError::NoSuchTarget { what: format!("disk {index} (counted from 0)") };
         let disk = named(devices, "disk").nth(*index).ok_or_else(missing)?;
-        let source = child(disk, "source").ok_or_else(missing)?;
-        // Only a file gives way to a file: anything else would need more than this attribute.
-        if !matches!(definition.disks.get(*index).map(|disk| &disk.source), Some(DiskSource::File(_))) {
-            return Err(missing());
-        }
-        edits.set_attribute(source, "file", file)?;
+        let was = definition.disks.get(*index).map(|disk| &disk.source);
+        rewrite_disk(edits, disk, was.ok_or_else(missing)?, file)?.ok_or_else(missing)?;
     }
     for (index, files) in &rewrite.chain_files {
         let missing = || DomainError::NoSuchTarget { what: format!("the chain of disk {index} (counted from 0)") };
@@ -207,6 +203,27 @@ fn rewrite_devices(
         edits.remove(child(drive, "source").ok_or_else(missing)?);
     }
     rewrite_interfaces(edits, definition, devices, rewrite)
+}
+
+/// A file, a device or a volume gives way to a file; `None`: anything else would need more than that.
+fn rewrite_disk(
+    edits: &mut Edits<'_>,
+    disk: Node<'_, '_>,
+    was: &DiskSource,
+    file: &str,
+) -> Result<Option<()>, DomainError> {
+    let Some(source) = child(disk, "source") else { return Ok(None) };
+    match was {
+        DiskSource::File(_) => return edits.set_attribute(source, "file", file).map(Some),
+        DiskSource::Device(_) => edits.rename_attribute(source, ("dev", "file"), file)?,
+        DiskSource::Volume { .. } => {
+            edits.remove_attribute(source, "volume");
+            edits.remove_attribute(source, "mode");
+            edits.rename_attribute(source, ("pool", "file"), file)?
+        }
+        DiskSource::Empty | DiskSource::Elsewhere { .. } => return Ok(None),
+    };
+    edits.set_attribute(disk, "type", "file").map(Some)
 }
 
 fn rewrite_interfaces(

@@ -146,6 +146,11 @@ fn escape(what: &str, value: &str, attribute: bool) -> Result<String, DomainErro
     Ok(out)
 }
 
+/// An attribute of no namespace.
+fn plain_attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<roxmltree::Attribute<'a, 'a>> {
+    node.attributes().find(|attribute| attribute.namespace().is_none() && attribute.name() == name)
+}
+
 /// What lies between an element's tags.
 enum Inside {
     /// `<a/>`: the span of the `/>`.
@@ -206,8 +211,7 @@ impl<'t> Edits<'t> {
     /// Sets an attribute of no namespace, adding it where there is none.
     pub(super) fn set_attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) -> Result<(), DomainError> {
         let value = escape_attribute(name, value)?;
-        let found = node.attributes().find(|attribute| attribute.namespace().is_none() && attribute.name() == name);
-        if let Some(attribute) = found {
+        if let Some(attribute) = plain_attribute(node, name) {
             let span = attribute.range();
             // `name = 'value'`: a name holds no `=`, and the span ends with the closing quote.
             let equals = self.text[span.clone()].find('=').map_or(span.end, |at| span.start + at + 1);
@@ -218,6 +222,28 @@ impl<'t> Edits<'t> {
             self.replace(at..at, format!(" {name}='{value}'"));
         }
         Ok(())
+    }
+
+    /// Gives an attribute of no namespace another name and value; `None`: there is none of that name.
+    pub(super) fn rename_attribute(
+        &mut self,
+        node: Node<'_, '_>,
+        (name, to): (&str, &str),
+        value: &str,
+    ) -> Result<Option<()>, DomainError> {
+        let value = escape_attribute(to, value)?;
+        let Some(attribute) = plain_attribute(node, name) else { return Ok(None) };
+        self.replace(attribute.range(), format!("{to}='{value}'"));
+        Ok(Some(()))
+    }
+
+    /// Removes an attribute of no namespace, and the blanks before it.
+    pub(super) fn remove_attribute(&mut self, node: Node<'_, '_>, name: &str) {
+        if let Some(attribute) = plain_attribute(node, name) {
+            let span = attribute.range();
+            let start = self.text[..span.start].trim_end().len();
+            self.replace(start..span.end, String::new());
+        }
     }
 
     /// Adds markup on a line of its own after an element.

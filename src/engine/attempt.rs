@@ -9,17 +9,17 @@ use std::time::Duration;
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{
     AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageRoleV1, ImageV1, OldFileFateV1, PlanV1,
-    ReopenCauseV1, ReplacedV1, SourceStampV1, StepV1,
+    ReopenCauseV1, ReplacedV1, SourceKindV1, StepV1,
 };
 
 use super::reopen;
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
-use crate::domain::{same, uncarried_image};
+use crate::domain::{Definition, DiskSource, same, uncarried_image};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX, parent_of};
 use crate::steps::{self, Context};
-use crate::world::{DomainState, FaultKind, Host, OwnerLock, ProcessId, Side, World};
+use crate::world::{DomainFacts, DomainState, FaultKind, FileKind, Host, OwnerLock, ProcessId, Side, World};
 
 /// A silent agent ends by itself after 30 s.
 pub(super) const SILENT_AGENT_WAIT: Duration = Duration::from_secs(35);
@@ -280,15 +280,7 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
     let source = context.source()?;
     let request = &context.plan.request;
     let (name, host) = (request.vm_name.clone(), source.name());
-    let Some(domain) = source.domain(request.vm_uuid)? else {
-        return Err(Failure::turn_back(format!("the source VM {name} on {host} is gone"), "clone another VM"));
-    };
-    if domain.brief.state == DomainState::Active {
-        return Err(Failure::suspend(
-            format!("the source VM {name} on {host} is running"),
-            "shut it off, then resume; or roll back",
-        ));
-    }
+    let domain = must_be_off(context)?;
     let more = [
         (!domain.persistent, "is no longer defined"),
         (domain.managed_save, "has a saved memory state now, without which its disks are not consistent"),
@@ -306,9 +298,55 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
             "clone again: the new definition is then the one that is cloned",
         ));
     }
+    still_has_its_volumes(context)?;
     for image in 0..u32::try_from(context.plan.images.len()).unwrap_or(u32::MAX) {
         still_leads_to_image(context, image)?;
         compare_image(context, image)?;
+    }
+    if context.plan.images.iter().any(|image| image.source_kind == SourceKindV1::Device) {
+        // QEMU's locks do nothing for a device: its domain may have been started while it was read.
+        must_be_off(context)?;
+    }
+    Ok(())
+}
+
+/// The source VM, which must be there and shut off.
+fn must_be_off(context: &Context) -> Result<DomainFacts, Failure> {
+    let source = context.source()?;
+    let (name, host) = (&context.plan.request.vm_name, source.name());
+    let Some(domain) = source.domain(context.plan.request.vm_uuid)? else {
+        return Err(Failure::turn_back(format!("the source VM {name} on {host} is gone"), "clone another VM"));
+    };
+    if domain.brief.state == DomainState::Active {
+        return Err(Failure::suspend(
+            format!("the source VM {name} on {host} is running"),
+            "shut it off, then resume; or roll back",
+        ));
+    }
+    Ok(domain)
+}
+
+/// A pool may have been given another directory: then its volume is another file.
+fn still_has_its_volumes(context: &Context) -> Result<(), Failure> {
+    let source = context.source()?;
+    let definition = Definition::parse(&context.plan.source_definition)
+        .map_err(|error| Failure::turn_back(format!("{}: {error}", context.plan.request.vm_name), "clone again"))?;
+    for disk in &definition.disks {
+        let DiskSource::Volume { pool, volume } = &disk.source else { continue };
+        let role = ImageRoleV1::Disk { target: disk.target.clone() };
+        let Some(planned) = context.plan.images.iter().find(|image| image.role == role) else { continue };
+        let what = format!("the volume {volume} of pool {pool} on {}", source.name());
+        let suspended = |why: &str| {
+            Failure::suspend(format!("{what} {why}"), "start that pool and refresh it, then resume; or roll back")
+        };
+        let path = match source.volume_path(pool, volume) {
+            Err(fault) if fault.kind == FaultKind::Refused => return Err(suspended(&fault.detail)),
+            path => path?.ok_or_else(|| suspended("is not there"))?,
+        };
+        if path != planned.reached_by {
+            let planned = &planned.reached_by;
+            return Err(Failure::turn_back(format!("{what} is {path} now, not {planned}"), "clone again"));
+        }
     }
     Ok(())
 }
@@ -355,19 +393,30 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
     let Some(stat) = source.stat(&path)? else {
         return Err(steps::source_not_there(source.as_ref(), &path));
     };
-    let seen = SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns };
+    let kind = planned.source_kind;
+    let is_device = stat.kind == FileKind::BlockDevice;
+    if is_device != (kind == SourceKindV1::Device) {
+        let now = if is_device { "a block device" } else { "no block device" };
+        return Err(Failure::turn_back(format!("{path} on {} is {now} now", source.name()), "clone again"));
+    }
+    let seen = steps::stamp_of(kind, &stat);
     let transfer = StepV1::TransferImage { image };
     let known = context.recorder.history().sources.get(image as usize).map(|source| source.stamp);
     let last = context.history_of(transfer).map_or(Last::None, |step| step.last);
-    if known != Some(seen) {
-        must_be_carried(context, planned)?;
+    // Before its transfer is done, that reads a device again by itself.
+    let differs = kind == SourceKindV1::Device
+        && last == Last::Done
+        && known == Some(seen)
+        && steps::device_differs(context, image)?;
+    if known != Some(seen) || differs {
+        must_be_carried(context, context.image(image)?)?;
     }
-    if known == Some(seen) || last != Last::Done {
+    if (known == Some(seen) && !differs) || last != Last::Done {
         return Ok(());
     }
     let why = format!("{path} on {} changed since it was read", source.name());
     let published = context.history_of(StepV1::PublishImage { image }).is_some_and(|step| step.last != Last::None);
-    let rewritten = known.is_none_or(|known| (known.size, known.mtime_ns) != (seen.size, seen.mtime_ns));
+    let rewritten = differs || known.is_none_or(|known| (known.size, known.mtime_ns) != (seen.size, seen.mtime_ns));
     if published && !rewritten {
         // Only its ctime moved, as a refused start does: no byte was written.
         return Ok(());

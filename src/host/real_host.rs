@@ -461,6 +461,10 @@ impl Host for RealHost {
         self.block_on(self.libvirt.pools())
     }
 
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<String>, Fault> {
+        self.block_on(self.libvirt.volume_path(pool, volume))
+    }
+
     fn refresh_pool(&self, name: &str) -> Result<(), Fault> {
         self.tell_libvirt(|| format!("refresh pool {name}"), self.libvirt.refresh_pool(name))
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use journal_format::{ImageFormat, ImageRoleV1, TxnId};
 
 use crate::domain::{DomainName, places};
-use crate::request::{Request, Target};
+use crate::request::{DiskMapping, Request, Target};
 use crate::steps::host_record::parent_of;
 use crate::survey::{DestinationSurvey, DirectoryFacts, PoolSurvey, SourceFile};
 
@@ -49,6 +49,21 @@ pub enum NoDirectory {
     },
 }
 
+/// Where this file goes by its own, if it is a disk's own image or a medium and was mapped.
+pub fn mapping_of<'r>(request: &'r Request, file: &SourceFile) -> Option<&'r DiskMapping> {
+    match &file.role {
+        ImageRoleV1::Disk { target } | ImageRoleV1::Medium { target } => {
+            request.disk_map.iter().find(|mapping| mapping.target == *target)
+        }
+        ImageRoleV1::Layer { .. } | ImageRoleV1::Nvram | ImageRoleV1::Tpm => None,
+    }
+}
+
+/// Where this file of a disk is to go: by its own mapping, or as all of them.
+pub fn target_of(request: &Request, file: &SourceFile) -> Target {
+    mapping_of(request, file).map_or_else(|| request.target.clone(), |mapping| mapping.to.target())
+}
+
 /// A name in a directory.
 pub fn join(directory: &str, name: &str) -> String {
     if directory == "/" { format!("/{name}") } else { format!("{directory}/{name}") }
@@ -58,10 +73,12 @@ pub fn join(directory: &str, name: &str) -> String {
 pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], file: &SourceFile) -> BTreeSet<String> {
     let pool_path = |name: &str| find_pool(pools, name).and_then(|pool| pool.facts.path.clone());
     let like_source = parent_of(&file.path).to_owned();
-    match (&file.role, &request.target) {
-        (ImageRoleV1::Nvram, _) => BTreeSet::from([like_source, places::VARIABLES.to_owned()]),
-        (ImageRoleV1::Tpm, _) => BTreeSet::from([places::TPM_STATES, parent_of(places::TPM_STATES)].map(str::to_owned)),
-        (_, target) => candidates_of_disk(target, like_source, pool_path),
+    match &file.role {
+        ImageRoleV1::Nvram => BTreeSet::from([like_source, places::VARIABLES.to_owned()]),
+        ImageRoleV1::Tpm => BTreeSet::from([places::TPM_STATES, parent_of(places::TPM_STATES)].map(str::to_owned)),
+        ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. } => {
+            candidates_of_disk(&target_of(request, file), like_source, pool_path)
+        }
     }
 }
 
@@ -94,9 +111,9 @@ pub fn directory_for<'a>(
             let above = parent_of(places::TPM_STATES);
             return known(places::TPM_STATES).or_else(|| known(above)).ok_or_else(|| missing(above));
         }
-        ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. } => &request.target,
+        ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. } => target_of(request, file),
     };
-    match target {
+    match &target {
         Target::Directory(path) => known(path).ok_or_else(|| missing(path)),
         Target::Pool(name) => {
             let path = pool_directory(&destination.pools, name)?;
@@ -150,7 +167,10 @@ pub fn extension(format: ImageFormat) -> &'static str {
 }
 
 /// The file name that a file of the clone should have; `None` where it has a directory of its own.
-pub fn preferred_name(new_name: &DomainName, file: &SourceFile) -> Option<String> {
+pub fn preferred_name(request: &Request, new_name: &DomainName, file: &SourceFile) -> Option<String> {
+    if let Some(mapping) = mapping_of(request, file) {
+        return Some(mapping.to.name().to_owned());
+    }
     match &file.role {
         ImageRoleV1::Nvram => Some(new_name.variables_file(places::variables_extension(file.format))),
         ImageRoleV1::Tpm => None,
@@ -176,22 +196,25 @@ pub fn staged_name(file: &SourceFile) -> String {
 }
 
 /// The final path of a file in this (real) directory: the preferred name, or where that is taken one with the
-/// transaction's last digits.
+/// transaction's last digits. A mapped disk has its own name or none: preflight has said that it is taken.
 pub fn final_path(
-    new_name: &DomainName,
-    txn: TxnId,
+    request: &Request,
+    (new_name, txn): (&DomainName, TxnId),
     destination: &DestinationSurvey,
     directory: &DirectoryFacts,
     file: &SourceFile,
 ) -> Option<String> {
-    let preferred = join(&directory.path, &preferred_name(new_name, file)?);
-    // A path that a domain names is spoken for, though there may be no file yet (or not any more).
-    let spoken_for = destination.neighbours.iter().any(|neighbour| neighbour.paths.contains(&preferred));
-    Some(if destination.taken.contains(&preferred) || spoken_for {
+    let preferred = join(&directory.path, &preferred_name(request, new_name, file)?);
+    Some(if is_taken(destination, &preferred) && mapping_of(request, file).is_none() {
         join(&directory.path, &new_name.disk_file(&part_of_name(&file.role), txn, extension(file.format)))
     } else {
         preferred
     })
+}
+
+/// Is something there, or does a domain name it? Then it is spoken for, though there may be no file yet (or not any more).
+pub fn is_taken(destination: &DestinationSurvey, path: &str) -> bool {
+    destination.taken.contains(path) || destination.neighbours.iter().any(|neighbour| neighbour.paths.contains(path))
 }
 
 /// The directory of all TPMs' states on the destination, and whether it is still to be made there.

@@ -189,6 +189,18 @@ fn a_pool_or_directory_that_was_asked_for_takes_all() {
 }
 
 #[test]
+fn a_mapped_disk_goes_where_it_was_asked_for_and_takes_no_other_with_it() {
+    let (mut request, mut survey) = (sample::request(), sample::survey());
+    survey.destination.directories.insert("/mnt/elsewhere".into(), sample::directory("/big/store", 5, 100 * GIB));
+    request.disk_map.push("vdb=elsewhere/second".parse().unwrap());
+    let plan = plan_of(&request, &survey).unwrap();
+    let paths: Vec<_> = plan.images.iter().map(|image| image.final_path.as_str()).collect();
+    assert_eq!(paths, [&format!("{IMAGES}/web01_clone-vda.qcow2"), "/big/store/second"]);
+    assert_eq!(plan.images[1].staging_path, format!("/big/store/.kvm-clone/{}/vdb.img", plan.txn));
+    assert!(plan.definition.contains("<source file='/big/store/second'/>"));
+}
+
+#[test]
 fn two_names_of_one_directory_are_one_directory() {
     let (request, mut survey) = (sample::request(), sample::survey());
     survey.destination.directories.insert(DATA.into(), sample::directory(IMAGES, 1, 100 * GIB));
@@ -276,7 +288,7 @@ proptest! {
         for (data, number, qcow2) in taken {
             let format = if qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw };
             let target = format!("vda{}", char::from(b'a' + u8::try_from(number).unwrap()));
-            let name = placement::preferred_name(&new_name, &sample::disk(0, &target, format, "/x", 0)).unwrap();
+            let name = placement::preferred_name(&sample::request(), &new_name, &sample::disk(0, &target, format, "/x", 0)).unwrap();
             survey.destination.taken.insert(placement::join(if data { DATA } else { IMAGES }, &name));
         }
         let controller = sample::controller();

@@ -1,6 +1,7 @@
 //! Survey + request → every problem at once, before anything is touched. Pure but for `prepare`, which puts survey,
 //! check, plan and rehearsal in their order; nothing here changes a host.
 
+mod disk_map;
 mod fit;
 mod place;
 mod replace;
@@ -133,6 +134,10 @@ pub enum BlockerKind {
     Rehearsal,
     /// The destination has other firmware than the VM's variables belong to.
     Firmware,
+    /// A disk mapping names a disk that is not copied.
+    DiskMapUnused,
+    /// The place that a disk was given is taken.
+    PathTaken,
 }
 
 impl BlockerKind {
@@ -257,6 +262,7 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);
+    disk_map::check(&mut report, request, survey);
     fit::check(&mut report, request, survey);
     report
 }

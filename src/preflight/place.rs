@@ -8,7 +8,7 @@ use super::replace::memory_bytes;
 use super::space::Shortage;
 use super::vm::bytes_to_allocate;
 use super::{BlockerKind, Report, Unfinished, WarningKind};
-use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for};
+use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for, target_of};
 use crate::request::{Request, Target};
 use crate::shell::shell_word;
 use crate::survey::{ClaimFacts, DirectoryFacts, SourceFile, Survey};
@@ -153,7 +153,7 @@ fn report_missing(report: &mut Report, request: &Request, survey: &Survey, file:
             "Make the directory, or say where with --pool or --directory.".to_owned(),
         ),
         NoDirectory::Missing { directory } => {
-            let advice = match &request.target {
+            let advice = match &target_of(request, file) {
                 Target::Pool(pool) => {
                     format!(
                         "Build the pool's directory (`virsh pool-build {}`), or give another pool.",
@@ -251,7 +251,8 @@ fn check_filesystem(report: &mut Report, survey: &Survey, directory: &DirectoryF
 }
 
 fn check_owner(report: &mut Report, survey: &Survey, file: &SourceFile) {
-    let Some(image) = file.image() else { return };
+    // A device's owner is no image's.
+    let Some(image) = file.image().filter(|image| image.stat.kind != FileKind::BlockDevice) else { return };
     let known = survey.destination.owners.get(&image.owner).copied().unwrap_or_default();
     if known.user.is_some() && known.group.is_some() {
         return;

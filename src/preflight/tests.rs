@@ -207,6 +207,32 @@ fn each_thing_in_the_way_is_named() {
             &["defualt", "it uses: default, br0"],
         ),
         (
+            B::DiskMapUnused,
+            |r, _| r.disk_map.push("sda=default/x".parse().unwrap()),
+            &["--disk-map sda=default/x", "web01 has no disk sda", "vda, vdb"],
+        ),
+        (
+            B::PathTaken,
+            |r, s| {
+                r.disk_map.push("vda=default/mine.img".parse().unwrap());
+                s.destination.taken.insert(format!("{IMAGES}/mine.img"));
+            },
+            &["kvm2", "--disk-map vda=default/mine.img", "/var/lib/libvirt/images/mine.img is there already"],
+        ),
+        (
+            B::PathTaken,
+            |r, s| {
+                r.disk_map.push("vdb=/srv/data/mine.img".parse().unwrap());
+                s.destination.neighbours[0].paths.insert(format!("{DATA}/mine.img"));
+            },
+            &["/srv/data/mine.img belongs to VM other"],
+        ),
+        (
+            B::PathTaken,
+            |r, _| r.disk_map.push("vdb=default/web01_clone-vda.qcow2".parse().unwrap()),
+            &["disk vdb and disk vda would both be /var/lib/libvirt/images/web01_clone-vda.qcow2"],
+        ),
+        (
             B::Emulator,
             |_, s| s.destination.emulator = EmulatorFacts::Refused("the accel 'kvm' is not supported".into()),
             &["x86_64", "pc-q35-7.2", "kvm", "not supported"],

@@ -6,7 +6,7 @@ use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
 use crate::domain::{Carriage, uncarried, uncarried_image};
 use crate::shell::shell_word;
-use crate::survey::{Below, ImageFacts, SourceFile, SourceImage, Survey};
+use crate::survey::{Below, ImageFacts, NamedAs, SourceFile, SourceImage, Survey};
 use crate::world::{DomainState, FileKind, ImageCheck};
 
 pub(super) fn check(report: &mut Report, survey: &Survey) {
@@ -117,14 +117,29 @@ fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile) {
             format!("{host}: {what}: {path} cannot be read: {words}."),
             "Let root read it on that host, or repair what it lies on.",
         ),
-        SourceImage::Readable(image) if image.stat.kind != FileKind::File => report.block(
-            BlockerKind::DiskKind,
-            host,
-            format!("{host}: {what}: {} is not a regular file, though the definition says so.", image.path),
-            "Correct the disk's type in the definition.",
-        ),
+        SourceImage::Readable(image) if !is_as_named(file.named_as, image.stat.kind) => {
+            let expected = match file.named_as {
+                NamedAs::File => "a regular file",
+                NamedAs::Device => "a block device",
+                NamedAs::Volume => "a regular file or block device",
+            };
+            report.block(
+                BlockerKind::DiskKind,
+                host,
+                format!("{host}: {what}: {} is not {expected}, though the definition says so.", image.path),
+                "Correct the disk's type in the definition.",
+            );
+        }
         SourceImage::Readable(image) if file.format == ImageFormat::Qcow2 => check_header(report, survey, file, image),
         SourceImage::Readable(_) => {}
+    }
+}
+
+fn is_as_named(named_as: NamedAs, kind: FileKind) -> bool {
+    match named_as {
+        NamedAs::File => kind == FileKind::File,
+        NamedAs::Device => kind == FileKind::BlockDevice,
+        NamedAs::Volume => matches!(kind, FileKind::File | FileKind::BlockDevice),
     }
 }
 

@@ -4,7 +4,7 @@
 use journal_format::{
     AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, EndV1, EndpointV1, Epoch, EventV1,
     FailureClassV1, FailureV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlanV1, RecordV1,
-    RequestV1, SourceStampV1, StepRef, StepV1, UnixMillis,
+    RequestV1, SourceKindV1, SourceStampV1, StepRef, StepV1, UnixMillis,
 };
 
 /// Bytes of the disk.
@@ -66,6 +66,7 @@ pub fn plan() -> PlanV1 {
             mode: 0o600,
             owner: (0, 0),
             backing: None,
+            source_kind: SourceKindV1::File,
         }],
         replaced: None,
         pools: Vec::new(),

@@ -37,7 +37,7 @@ pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of
 pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
-pub use self::transfer_image::source_not_there;
+pub use self::transfer_image::{device_differs, source_not_there, stamp_of};
 use crate::failure::Failure;
 
 /// What a probe says of a step's effect. A host that does not answer is an error, not an answer.

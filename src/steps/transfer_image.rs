@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use journal_format::{ChunkState, ChunkValue, EventV1, OutcomeV1, SourceStampV1, StepV1};
+use journal_format::{ChunkState, ChunkValue, EventV1, OutcomeV1, SourceKindV1, SourceStampV1, StepV1};
 
 use super::{Applied, Context, Probe, Step};
 use crate::domain::qcow2::{HEADER_READ_BYTES, renamed_backing};
@@ -131,10 +131,13 @@ impl TransferImage {
     fn follow_source(&self, context: &mut Context) -> Result<(), Failure> {
         let known = self.stamp(context)?;
         let seen = source_stamp(context, self.image)?;
-        if seen == known {
-            return Ok(());
-        }
         let mut ledger = context.recorder.chunks(self.image)?;
+        if seen == known {
+            return match context.image(self.image)?.source_kind {
+                SourceKindV1::File => Ok(()),
+                SourceKindV1::Device => self.follow_device(context, seen, ledger),
+            };
+        }
         if seen.size == known.size {
             let geometry = context.geometry(self.image)?;
             let differing = self.differing(context, geometry, &ledger, Origin::Source)?;
@@ -149,6 +152,25 @@ impl TransferImage {
         }
         let event = EventV1::SourceChanged { image: self.image, stamp: seen };
         Ok(context.recorder.append(context.world.now(), event)?)
+    }
+
+    /// Nothing but its bytes says whether a device is still what the ledger belongs to.
+    fn follow_device(
+        &self,
+        context: &mut Context,
+        stamp: SourceStampV1,
+        mut ledger: BTreeMap<u64, ChunkState>,
+    ) -> Result<(), Failure> {
+        let geometry = context.geometry(self.image)?;
+        let differing = self.differing(context, geometry, &ledger, Origin::Source)?;
+        if differing.is_empty() {
+            return Ok(());
+        }
+        // The event first: a later attempt would no more find what differs, and skip what became zero.
+        let event = EventV1::SourceChanged { image: self.image, stamp };
+        context.recorder.append(context.world.now(), event)?;
+        ledger.retain(|index, _| !differing.contains(index));
+        Ok(context.recorder.replace_chunks(self.image, &ledger)?)
     }
 
     /// The root of the source's own image, whose header may name another one below than the copy's does.
@@ -203,7 +225,8 @@ impl TransferImage {
         let step = context.place_of(StepV1::TransferImage { image: self.image })?;
         let wanted = transfer::ranges_of(ledger.keys().copied());
         let bytes = transfer::bytes_of(geometry, &wanted);
-        let job = HashJob { path, inode: None, geometry, wanted, patches, reread: origin == Origin::Destination };
+        let reread = origin == Origin::Destination || image.source_kind == SourceKindV1::Device;
+        let job = HashJob { path, inode: None, geometry, wanted, patches, reread };
         let mut sink = CompareSink::new(&mut context.recorder, step, ledger, geometry, bytes);
         host.hash_chunks(&job, &mut sink)?;
         Ok(sink.differing)
@@ -243,7 +266,23 @@ pub(super) fn source_stamp(context: &Context, image: u32) -> Result<SourceStampV
     let source = context.source()?;
     let path = &context.image(image)?.source_path;
     let stat = source.stat(path)?.ok_or_else(|| source_not_there(source.as_ref(), path))?;
-    Ok(SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns })
+    Ok(stamp_of(context.image(image)?.source_kind, &stat))
+}
+
+/// What tells whether an image of the source changed. The times of a device's node say nothing of its bytes.
+pub fn stamp_of(kind: SourceKindV1, stat: &FileStat) -> SourceStampV1 {
+    match kind {
+        SourceKindV1::File => SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
+        SourceKindV1::Device => SourceStampV1 { size: stat.size, mtime_ns: 0, ctime_ns: 0 },
+    }
+}
+
+/// Does a device of the source hold other bytes than those that were sent? Reads it whole, from the disk. Its size is the
+/// recorded one.
+pub fn device_differs(context: &mut Context, image: u32) -> Result<bool, Failure> {
+    let (ledger, geometry) = (context.recorder.chunks(image)?, context.geometry(image)?);
+    let transfer = TransferImage { image };
+    Ok(!transfer.differing(context, geometry, &ledger, Origin::Source)?.is_empty())
 }
 
 /// Is the staged image as it was when all of it was durable?

@@ -5,7 +5,7 @@ use journal_format::{ImageFormat, ImageRoleV1};
 
 use super::accounts::Accounts;
 use super::source::look_at_file;
-use super::{Below, SourceFile, SourceImage};
+use super::{Below, NamedAs, SourceFile, SourceImage};
 use crate::domain::ChainLayer;
 use crate::domain::qcow2::Header;
 use crate::steps::host_record::parent_of;
@@ -39,7 +39,7 @@ pub(super) fn follow(
             }
         };
         let role = ImageRoleV1::Layer { target: target.clone(), depth };
-        let found = look_at_file(host, accounts, role, None, &reference.path, reference.format)?;
+        let found = look_at_file(host, accounts, role, None, (&reference.path, NamedAs::File), reference.format)?;
         if let (Some(layer), Some(image)) = (layer.named(), found.image())
             && host.resolve(&layer.path)?.as_ref() != Some(&image.path)
         {

@@ -26,7 +26,7 @@ pub(super) fn survey(
     let mut directories = BTreeMap::new();
     let mut taken = BTreeSet::new();
     for file in &source.files {
-        let preferred = placement::preferred_name(new_name, file);
+        let preferred = placement::preferred_name(request, new_name, file);
         for candidate in placement::candidate_directories(request, &pools, file) {
             let Some(facts) = directory(host, &candidate)? else { continue };
             if let Some(preferred) = &preferred {

@@ -86,6 +86,19 @@ pub struct SourceFile {
     pub image: SourceImage,
     /// What lies below it in a chain of images.
     pub below: Below,
+    /// What may be at that path, by the definition.
+    pub named_as: NamedAs,
+}
+
+/// What a definition says of the kind of thing that keeps an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedAs {
+    /// A regular file.
+    File,
+    /// A block device.
+    Device,
+    /// Whichever a pool has for a volume.
+    Volume,
 }
 
 /// What an image is on top of.

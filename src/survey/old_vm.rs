@@ -8,10 +8,10 @@ use journal_format::{FileStampV1, ImageRoleV1};
 use super::accounts::Accounts;
 use super::destination::directory;
 use super::firmware::root_of;
-use super::source::disk_images;
+use super::source::{Place, disk_images, place_of};
 use super::{DirectoryFacts, SourceFile, SourceSurvey};
 use crate::domain::metadata::{CloneMark, DiskMark, MarkState, definition_value};
-use crate::domain::{Definition, DiskDevice, DiskSource, DomainError, ImageMark, places};
+use crate::domain::{Definition, DiskSource, DomainError, ImageMark, places};
 use crate::reach::{Leaving, Reached};
 use crate::request::{Occupied, Request};
 use crate::steps::host_record::parent_of;
@@ -88,15 +88,14 @@ fn files(
 ) -> Result<Vec<OldFile>, Fault> {
     let mut named: Vec<(ImageRoleV1, String)> = Vec::new();
     for disk in &definition.disks {
-        if let (DiskDevice::Disk, DiskSource::File(path)) = (&disk.device, &disk.source)
-            && !disk.readonly
-            && !disk.shareable
+        if disk.is_own()
+            && let Place::At(path, _) = place_of(host, disk)?
         {
             let role = ImageRoleV1::Disk { target: disk.target.clone() };
             let below = images.iter().filter(|file| file.role.is_below(&role));
             let below: Vec<_> =
                 below.filter_map(|file| Some((file.role.clone(), file.image()?.path.clone()))).collect();
-            named.push((role, path.clone()));
+            named.push((role, path));
             named.extend(below);
         }
     }
@@ -195,7 +194,11 @@ fn path_in_clone(definition: &Definition, images: &[SourceFile], file: &SourceFi
             let disk = definition.disks.iter().find(|disk| disk.target == *target)?;
             match &disk.source {
                 DiskSource::File(path) => Some(path.clone()),
-                DiskSource::Empty | DiskSource::Device(_) | DiskSource::Elsewhere { .. } => None,
+                // A clone's own disks are files: whoever changed that has changed the clone.
+                DiskSource::Empty
+                | DiskSource::Device(_)
+                | DiskSource::Volume { .. }
+                | DiskSource::Elsewhere { .. } => None,
             }
         }
         ImageRoleV1::Nvram => definition.variables_path(),
@@ -207,9 +210,11 @@ fn path_in_clone(definition: &Definition, images: &[SourceFile], file: &SourceFi
 /// Is a file what it was: by size and time, or else byte for byte?
 fn is_still(host: &dyn Host, path: Option<String>, marked: &DiskMark, was: ImageMark) -> Result<bool, Fault> {
     let Some(path) = path else { return Ok(false) };
-    let Some(stat) = host.stat(&path)?.filter(|stat| stat.kind == FileKind::File) else { return Ok(false) };
-    if stat.size != was.size {
+    let Some(stat) = host.stat(&path)? else { return Ok(false) };
+    if !matches!(stat.kind, FileKind::File | FileKind::BlockDevice) || stat.size != was.size {
         return Ok(false);
     }
-    Ok(stat.mtime_ns == was.mtime_ns || root_of(host, &path, stat.size)? == marked.source.root)
+    // The time of a device's node says nothing of its bytes.
+    let is_untouched = stat.kind == FileKind::File && stat.mtime_ns == was.mtime_ns;
+    Ok(is_untouched || root_of(host, &path, stat.size)? == marked.source.root)
 }

@@ -102,6 +102,7 @@ pub(crate) fn disk(index: usize, target: &str, format: ImageFormat, path: &str, 
         path: path.into(),
         image: SourceImage::Readable(image),
         below: Below::Nothing,
+        named_as: NamedAs::File,
     }
 }
 

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::accounts::Accounts;
 use super::destination::swtpm;
 use super::neighbours::neighbours;
-use super::{Below, DirectoryAttributes, ImageFacts, SourceFile, SourceImage, SourceSurvey, SurveyError};
+use super::{Below, DirectoryAttributes, ImageFacts, NamedAs, SourceFile, SourceImage, SourceSurvey, SurveyError};
 use super::{chain, firmware, words_of_refusal};
 use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
-use crate::domain::{Definition, Variables, places};
+use crate::domain::{Definition, Disk, DiskSource, Variables, places};
 use crate::request::{Request, TpmState, VmSelector};
 use crate::world::{DomainFacts, DomainState, Fault, FaultKind, FileKind, Host, ImageCheck};
 
@@ -25,16 +25,17 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
     let mut files = disk_images(host, &accounts, &definition)?;
     for disk in definition.media().filter(|_| request.copy_media) {
         let Some(path) = disk.medium() else { continue };
+        let named_as = if matches!(disk.source, DiskSource::Device(_)) { NamedAs::Device } else { NamedAs::File };
         let role = ImageRoleV1::Medium { target: disk.target.clone() };
         // A medium without a format is raw, as a CD is.
         let format = disk.image_format().unwrap_or(ImageFormat::Raw);
-        files.push(look_at_file(host, &accounts, role, Some(disk.index), path, format)?);
+        files.push(look_at_file(host, &accounts, role, Some(disk.index), (path, named_as), format)?);
     }
     // A VM that was never started has neither of these files yet; libvirt makes them then, as it will for the clone.
     let is_there = |file: &SourceFile| !matches!(file.image, SourceImage::Missing);
     if let Some(Variables { path, format }) = &definition.os.variables {
         let path = path.clone().unwrap_or_else(|| places::variables(&vm.brief.name, *format));
-        let file = look_at_file(host, &accounts, ImageRoleV1::Nvram, None, &path, *format)?;
+        let file = look_at_file(host, &accounts, ImageRoleV1::Nvram, None, (&path, NamedAs::File), *format)?;
         files.extend(Some(file).filter(is_there));
     }
     let firmware = match &definition.os.variables {
@@ -47,7 +48,7 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
     let mut tpm_directories = Vec::new();
     if let Some(version) = definition.tpm.filter(|_| request.tpm == TpmState::Copy) {
         let path = places::tpm_state(places::TPM_STATES, definition.uuid, version);
-        let file = look_at_file(host, &accounts, ImageRoleV1::Tpm, None, &path, ImageFormat::Raw)?;
+        let file = look_at_file(host, &accounts, ImageRoleV1::Tpm, None, (&path, NamedAs::File), ImageFormat::Raw)?;
         if is_there(&file) {
             files.push(file);
             tpm_directories = places::tpm_directories(places::TPM_STATES, definition.uuid, version)
@@ -79,9 +80,17 @@ pub(super) fn disk_images(
 ) -> Result<Vec<SourceFile>, Fault> {
     let mut files = Vec::new();
     for disk in definition.images() {
-        let (Some(path), Some(format)) = (disk.image(), disk.image_format()) else { continue };
+        let Some(format) = disk.image_format() else { continue };
         let role = ImageRoleV1::Disk { target: disk.target.clone() };
-        files.push(look_at_file(host, accounts, role, Some(disk.index), path, format)?);
+        files.push(match place_of(host, disk)? {
+            Place::At(path, named_as) => {
+                look_at_file(host, accounts, role, Some(disk.index), (&path, named_as), format)?
+            }
+            Place::Unknown(path, image) => {
+                let (index, below, named_as) = (Some(disk.index), Below::Nothing, NamedAs::Volume);
+                SourceFile { role, index, format, path, image, below, named_as }
+            }
+        });
     }
     for top in 0..files.len() {
         let disk = definition.disks.iter().find(|disk| Some(disk.index) == files[top].index);
@@ -89,6 +98,33 @@ pub(super) fn disk_images(
         chain::follow(host, accounts, &mut files, top, written)?;
     }
     Ok(files)
+}
+
+/// Where a disk's image is.
+pub(super) enum Place {
+    At(String, NamedAs),
+    /// The host's libvirt knows no path of it: the volume in words, and what is there instead.
+    Unknown(String, SourceImage),
+}
+
+/// Where the image of such a disk is. What a pool's volume is, its host's libvirt says.
+pub(super) fn place_of(host: &dyn Host, disk: &Disk) -> Result<Place, Fault> {
+    Ok(match &disk.source {
+        DiskSource::File(path) => Place::At(path.clone(), NamedAs::File),
+        DiskSource::Device(path) => Place::At(path.clone(), NamedAs::Device),
+        DiskSource::Volume { pool, volume } => {
+            let unknown = |image| Place::Unknown(format!("the volume {volume} of pool {pool}"), image);
+            match words_of_refusal(host.volume_path(pool, volume))? {
+                Ok(Some(path)) if path.starts_with('/') => Place::At(path, NamedAs::Volume),
+                Ok(Some(path)) => unknown(SourceImage::Unreadable(format!("it is {path}, which is no file or device"))),
+                Ok(None) => unknown(SourceImage::Missing),
+                Err(words) => unknown(SourceImage::Unreadable(words)),
+            }
+        }
+        DiskSource::Empty | DiskSource::Elsewhere { .. } => {
+            Place::Unknown("what is no image".to_owned(), SourceImage::Missing)
+        }
+    })
 }
 
 /// Whether the tables of the qcow2 images are whole. Of one that a guest writes to nobody could say.
@@ -132,7 +168,7 @@ pub(super) fn look_at_file(
     accounts: &Accounts,
     role: ImageRoleV1,
     index: Option<usize>,
-    path: &str,
+    (path, named_as): (&str, NamedAs),
     format: ImageFormat,
 ) -> Result<SourceFile, Fault> {
     let image = match look_at_image(host, accounts, path) {
@@ -149,15 +185,19 @@ pub(super) fn look_at_file(
             _ => SourceImage::Unreadable(fault.detail),
         },
     };
-    Ok(SourceFile { role, index, format, path: path.to_owned(), image, below: Below::Nothing })
+    Ok(SourceFile { role, index, format, path: path.to_owned(), image, below: Below::Nothing, named_as })
 }
 
 /// What is behind a path; `None` when nothing is.
 fn look_at_image(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<Option<ImageFacts>, Fault> {
     let Some(path) = host.resolve(path)? else { return Ok(None) };
-    let Some(stat) = host.stat(&path)? else { return Ok(None) };
+    let Some(mut stat) = host.stat(&path)? else { return Ok(None) };
+    if stat.kind == FileKind::BlockDevice {
+        // What of a device holds data nobody says: any of it may.
+        stat.allocated = stat.size;
+    }
     let head = match stat.kind {
-        FileKind::File => host.read(&path, HEADER_READ_BYTES as u64)?,
+        FileKind::File | FileKind::BlockDevice => host.read(&path, HEADER_READ_BYTES as u64)?,
         _ => Some(Vec::new()),
     };
     let Some(head) = head else { return Ok(None) };

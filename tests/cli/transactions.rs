@@ -5,7 +5,7 @@ use std::path::Path;
 use journal_format::{
     AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, EndV1, EndpointV1, Epoch, EventV1,
     FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlanV1,
-    RecordV1, RequestV1, SourceStampV1, StepRef, StepV1, TxnId, UnixMillis,
+    RecordV1, RequestV1, SourceKindV1, SourceStampV1, StepRef, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::journal::{FileJournal, Journal, StateDir};
 
@@ -163,6 +163,7 @@ fn plan(txn: TxnId) -> PlanV1 {
             mode: 0o600,
             owner: (0, 0),
             backing: None,
+            source_kind: SourceKindV1::File,
         }],
         replaced: None,
         pools: Vec::new(),

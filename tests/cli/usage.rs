@@ -63,6 +63,10 @@ fn bad_names_and_amounts_are_refused_before_any_host_is_asked() {
         (vec!["web01", "--chunk-size", "3M"], "\"3M\""),
         (vec!["web01", "--network-map", "a"], "A=B"),
         (vec!["web01", "--network-map", "a=b", "--network-map", "a=c"], "twice"),
+        (vec!["web01", "--disk-map", "vda"], "TARGET="),
+        (vec!["web01", "--disk-map", "vda=p/a", "--disk-map", "vda=p/b"], "twice"),
+        (vec!["web01", "--disk-map", "vda=p/a", "--disk-map", "vdb=p/a"], "vda and vdb"),
+        (vec!["web01", "web02", "--disk-map", "vda=p/a"], "several VMs"),
         (vec!["web01", "--directory", "relative"], "absolute"),
         (vec!["web01", "--pool", ""], "pool"),
     ] {
@@ -210,6 +214,7 @@ fn help_names_every_command_and_exit_status_and_no_option_that_does_nothing() {
         "--network-map",
         "--pool",
         "--directory",
+        "--disk-map",
         "--bandwidth-limit",
         "--no-verify",
         "--prealloc",

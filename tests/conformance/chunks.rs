@@ -6,7 +6,8 @@ use std::ops::Range;
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
 use kvm_clone::transfer::manifest;
 use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, HashJob, Patch, Side, SinkClosed, ZeroChunks,
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, FileKind, HashJob, Patch, Side, SinkClosed,
+    ZeroChunks,
 };
 
 use super::{Ground, Owner, assert_kind, bytes, cases, kind, other};
@@ -22,6 +23,7 @@ cases![
     a_copy_needs_the_inode,
     a_closed_sink_ends_copy_and_hash,
     agents_count_what_they_do,
+    a_device_is_read_whole,
 ];
 
 const CHUNK_BYTES: u32 = 64 << 10;
@@ -287,4 +289,46 @@ fn agents_count_what_they_do(ground: &dyn Ground) {
     owner.host.domains().unwrap();
     assert!(owner.host.counts().unwrap().libvirt_calls > hashed.libvirt_calls);
     ground.world().disconnect(Side::Source);
+}
+
+/// A device has a size and no holes; its zeros are found by reading, and not written to the copy.
+fn a_device_is_read_whole(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let source = ground.world().connect(Side::Source).unwrap();
+    let (_, extents) = odd_image();
+    let size = 6 * u64::from(CHUNK_BYTES) + 1536;
+    let image = flat(size, &extents);
+    let device = ground.put_device(Side::Source, &image);
+    let stat = source.stat(&device).unwrap().unwrap();
+    assert_eq!((stat.kind, stat.size), (FileKind::BlockDevice, size));
+    assert_eq!(source.read(&device, 100).unwrap().unwrap(), image[..100]);
+    source.lock_image(&device).unwrap();
+    let root = ChunkValue(*blake3::hash(&image).as_bytes());
+    let job = hash_job(&device, size);
+    for reread in [false, true] {
+        let mut seen = Seen::default();
+        source.hash_chunks(&HashJob { reread, ..job.clone() }, &mut seen).unwrap();
+        assert!(seen.holes.is_empty() && seen.chunks.len() == 7);
+        assert_eq!(manifest::root(job.geometry, &seen.chunks), root);
+    }
+    let to = owner.path("staged");
+    let to_inode = owner.host.make_file(&to, 0o600, b"").unwrap();
+    owner.host.set_size(&to, to_inode, size, false).unwrap();
+    let copy = CopyJob {
+        from: device,
+        to: to.clone(),
+        to_inode,
+        geometry: job.geometry,
+        wanted: job.wanted,
+        patches: Vec::new(),
+        zero_chunks: ZeroChunks::Skip,
+        bandwidth_limit_bytes_per_second: None,
+    };
+    let mut seen = Seen::default();
+    ground.world().copy_chunks(&copy, &mut seen).unwrap();
+    assert!(seen.holes.is_empty());
+    assert_eq!(manifest::root(copy.geometry, &seen.chunks), root);
+    assert_eq!(ground.get(Side::Destination, &to).unwrap(), image);
+    let allocated = owner.host.stat(&to).unwrap().unwrap().allocated;
+    assert!(allocated <= 5 * u64::from(CHUNK_BYTES), "{allocated} bytes are allocated");
 }

@@ -21,6 +21,7 @@ cases![
     what_is_not_there_is_not_changed,
     qemus_command_is_shown,
     pools_and_networks_are_listed,
+    a_volume_has_a_path,
 ];
 
 struct Guest {
@@ -279,4 +280,23 @@ fn pools_and_networks_are_listed(ground: &dyn Ground) {
     owner.host.networks().unwrap();
     owner.host.renew_libvirt().unwrap();
     owner.host.domains().unwrap();
+}
+
+fn a_volume_has_a_path(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let name = ground.pool();
+    let pools = owner.host.pools().unwrap();
+    let directory = pools.iter().find(|pool| pool.name == name).unwrap().path.clone().unwrap();
+    let volume = format!("{}.img", fresh_name(fresh_uuid(ground)));
+    let path = format!("{directory}/{volume}");
+    assert_eq!(owner.host.volume_path(&name, &volume).unwrap(), None);
+    ground.put(Side::Destination, &path, 1000, &[]);
+    owner.host.refresh_pool(&name).unwrap();
+    assert_eq!(owner.host.volume_path(&name, &volume).unwrap(), Some(path.clone()));
+    assert_eq!(owner.host.volume_path("conform-no-such-pool", &volume).unwrap(), None);
+    owner.host.allow(std::slice::from_ref(&path)).unwrap();
+    let inode = owner.host.stat(&path).unwrap().unwrap().inode;
+    owner.host.unlink(&path, inode).unwrap();
+    owner.host.refresh_pool(&name).unwrap();
+    assert_eq!(owner.host.volume_path(&name, &volume).unwrap(), None);
 }

@@ -31,6 +31,8 @@ pub trait Ground {
     fn scratch(&self, side: Side) -> String;
     /// Makes a file: holes but for the extents, which are multiples of 4 KiB apart from the end of the image.
     fn put(&self, side: Side, path: &str, size: u64, extents: &[(u64, Vec<u8>)]);
+    /// Makes a block device with these bytes, a multiple of 512: where it is.
+    fn put_device(&self, side: Side, content: &[u8]) -> String;
     /// Makes a symlink.
     fn put_symlink(&self, side: Side, path: &str, target: &str);
     /// A file's bytes.

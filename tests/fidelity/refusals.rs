@@ -66,12 +66,28 @@ fn disks() {
         (inside("<news/>"), "disk vdb: the element <news>"),
         (inside("<transient/>"), "disk vdb: a transient disk"),
         (
-            disk("type='block' device='disk'", &format!("{driver}<source dev='/dev/vg/lv'/>")),
-            "disk vdb: a block device (dev=/dev/vg/lv)",
+            disk("type='block' device='disk'", &format!("{driver}<source dev='/dev/vg/lv'/><shareable/>")),
+            "disk vdb: a block device that is only read or shared (dev=/dev/vg/lv)",
         ),
         (
-            disk("type='volume' device='disk'", &format!("{driver}<source pool='p' volume='v'/>")),
-            "disk vdb: a volume of a pool (pool=p volume=v)",
+            disk("type='block' device='disk'", &format!("{driver}<source dev='vg/lv'/>")),
+            "disk vdb: an image without an absolute path",
+        ),
+        (
+            disk("type='block' device='disk'", "<source dev='/dev/vg/lv'/>"),
+            "disk vdb: an image whose format is not said",
+        ),
+        (
+            disk("type='volume' device='disk'", &format!("{driver}<source pool='p' volume='v'/><readonly/>")),
+            "disk vdb: a volume of a pool that is only read or shared (pool=p volume=v)",
+        ),
+        (
+            disk("type='volume' device='cdrom'", &format!("{driver}<source pool='p' volume='v'/>")),
+            "disk vdb: a medium in a drive (pool=p volume=v)",
+        ),
+        (
+            disk("type='volume' device='disk'", &format!("{driver}<source pool='p' volume='v' mode='direct'/>")),
+            "disk vdb: a volume of a pool that QEMU itself connects to (pool=p volume=v mode=direct)",
         ),
         (
             disk(

@@ -243,6 +243,34 @@ fn odd_writing_is_left_alone() {
 }
 
 #[test]
+fn a_device_or_a_volume_becomes_a_file_and_the_rest_of_its_disk_stays() {
+    let text = fixture("one-basename");
+    let plain = text.find("<disk type='file'").unwrap();
+    let source = "<source file='/srv/a/disk.qcow2'/>";
+    for (kind, odd, expected) in [
+        ("block", "<source dev='/dev/vg/a &amp; b' index='1'/>", "<source file='/new/one' index='1'/>"),
+        (
+            "block",
+            "<source startupPolicy='requisite'  dev = \"/dev/sdx\"/>",
+            "<source startupPolicy='requisite'  file='/new/one'/>",
+        ),
+        ("volume", "<source pool='images' volume='web.img'/>", "<source file='/new/one'/>"),
+        (
+            "volume",
+            "<source mode='host' volume='web.img'\n pool='images' index='2'/>",
+            "<source\n file='/new/one' index='2'/>",
+        ),
+    ] {
+        let mut before = text.replacen(source, odd, 1);
+        before.replace_range(plain..plain + "<disk type='file'".len(), &format!("<disk type='{kind}'"));
+        let asked = Rewrite { disk_files: BTreeMap::from([(0, "/new/one".into())]), ..Rewrite::default() };
+        let parsed = read(&before);
+        assert!(parsed.disks[0].is_own() && parsed.disks[0].image().is_none(), "{:?}", parsed.disks[0]);
+        assert_eq!(rewrite(&parsed, &asked).unwrap(), text.replacen(source, expected, 1), "{odd}");
+    }
+}
+
+#[test]
 fn one_path_that_begins_like_another_is_not_touched() {
     let text = fixture("one-basename");
     let asked = Rewrite { disk_files: BTreeMap::from([(0, "/new/one".into())]), ..Rewrite::default() };

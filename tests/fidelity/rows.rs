@@ -23,6 +23,10 @@ const REPLACE: &str = include_str!("../replace/flags.rs");
 const REFUSED_HOSTS: &str = include_str!("../refusals/main.rs");
 const PREFLIGHT: &str = include_str!("../../src/preflight/tests.rs");
 const PLAN: &str = include_str!("../../src/plan/tests.rs");
+const DISK_MAP: &str = include_str!("../../src/request/disk_map.rs");
+const PLACES: &str = include_str!("../devices/places.rs");
+const VOLUMES: &str = include_str!("../devices/volumes.rs");
+const DEVICES: &str = include_str!("../devices/block.rs");
 const NAME: &str = include_str!("../../src/domain/name.rs");
 
 /// Part, fate, and where the test is that shows it.
@@ -61,7 +65,18 @@ const ROWS: &[(&str, Fate, &str, &str)] = &[
         CARRYING,
         "a_chain_that_cannot_be_followed_is_refused_by_name",
     ),
-    ("block devices, pool volumes, network and nvme disks", Refused, REFUSALS, "disks"),
+    ("block devices", Carried, DEVICES, "a_block_device_arrives_as_a_file"),
+    ("a block device that is written to while it is cloned", Carried, DEVICES, "a_device_that_changed_is_read_again"),
+    ("pool volumes", Carried, VOLUMES, "a_volume_arrives_as_a_file_wherever_it_goes"),
+    (
+        "devices and volumes in the definition",
+        Carried,
+        REWRITING,
+        "a_device_or_a_volume_becomes_a_file_and_the_rest_of_its_disk_stays",
+    ),
+    ("a place of its own for each disk", Carried, PLACES, "each_disk_arrives_where_it_was_asked_for"),
+    ("a block device as the clone's disk", Refused, DISK_MAP, "anything_else_is_refused"),
+    ("devices and volumes that are shared or only read, network and nvme disks", Refused, REFUSALS, "disks"),
     ("media, shared and read-only disks", Carried, CARRYING, "a_medium_is_emptied_kept_or_copied_and_never_silently"),
     ("UEFI variables", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),
     ("UEFI variables that no definition names", Carried, REWRITING, "variables_are_made_explicit"),

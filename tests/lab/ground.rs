@@ -1,5 +1,6 @@
 //! The conformance suite on real hosts: the same cases that the simulated world passes, in one lab, one after the other.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use kvm_clone::host::{Access, ConnectOptions, Connector, RealWorld};
 use kvm_clone::world::{Side, World};
 
 use crate::conformance::{self, Ground};
-use crate::lab::{Host, Lab, agent};
+use crate::lab::{Host, Lab, Loop, agent};
 
 /// One case's ground: host a is the source, host b the destination.
 struct InLab<'a> {
@@ -18,6 +19,7 @@ struct InLab<'a> {
     other: RealWorld,
     txn: TxnId,
     scratch: String,
+    loops: RefCell<Vec<Loop>>,
 }
 
 impl<'a> InLab<'a> {
@@ -35,7 +37,7 @@ impl<'a> InLab<'a> {
         for host in [lab.a(), lab.b()] {
             fs::DirBuilder::new().mode(0o711).create(host.path(&scratch)).unwrap();
         }
-        Self { lab, world: world(), other: world(), txn, scratch }
+        Self { lab, world: world(), other: world(), txn, scratch, loops: RefCell::default() }
     }
 
     fn host(&self, side: Side) -> &Host {
@@ -76,6 +78,17 @@ impl Ground for InLab<'_> {
         }
         // Extents that are not on the disk yet may not be seen as data.
         file.sync_all().unwrap();
+    }
+
+    fn put_device(&self, _: Side, content: &[u8]) -> String {
+        // Both hosts see all of this machine's devices.
+        let mut loops = self.loops.borrow_mut();
+        let file = self.lab.directory().join(format!("device-{}-{}", self.txn, loops.len()));
+        fs::write(&file, content).unwrap();
+        let device = Loop::on(&file);
+        let path = device.path().to_owned();
+        loops.push(device);
+        path
     }
 
     fn put_symlink(&self, side: Side, path: &str, target: &str) {

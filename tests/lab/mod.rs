@@ -7,6 +7,7 @@
 
 mod host;
 mod image;
+mod loops;
 mod outside;
 mod program;
 mod vm;
@@ -19,7 +20,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use host::{Host, Service};
-pub use image::{Content, Format};
+pub use image::{Content, Format, make as make_image};
+pub use loops::Loop;
 pub use outside::Outside;
 pub use program::{Controller, Finished, RUN_BOUND, Running, agent, staged_bytes};
 pub use vm::{Disk, Vm};

@@ -12,7 +12,7 @@ pub struct Definition {
     pub text: String,
     pub name: String,
     pub uuid: DomainUuid,
-    /// Files of its writable disks.
+    /// Files and devices of its writable disks.
     pub disks: Vec<String>,
 }
 
@@ -41,7 +41,8 @@ impl Definition {
         let disks = root
             .descendants()
             .filter(is_disk)
-            .filter_map(|disk| disk.children().find(|node| node.has_tag_name("source"))?.attribute("file"))
+            .filter_map(|disk| disk.children().find(|node| node.has_tag_name("source")))
+            .filter_map(|source| source.attribute("file").or_else(|| source.attribute("dev")))
             .map(str::to_owned)
             .collect();
         Ok(Self { text: text.to_owned(), name, uuid, disks })

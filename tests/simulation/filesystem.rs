@@ -77,6 +77,8 @@ pub struct Filesystem {
     pub boots: u64,
     /// Files that somebody has open: their inode numbers are not given again.
     pub open: BTreeSet<NodeId>,
+    /// Block devices: their bytes are kept like a file's, without holes, and no time says when they were written.
+    pub devices: BTreeSet<NodeId>,
     pub now_ns: i128,
     /// Whoever changes files dies after so many changes more.
     changes_left: Option<u64>,
@@ -111,6 +113,7 @@ impl Filesystem {
             pending: Vec::new(),
             boots: 0,
             open: BTreeSet::new(),
+            devices: BTreeSet::new(),
             now_ns: 0,
             changes_left: None,
         };

@@ -51,6 +51,16 @@ impl Ground for Simulated {
         self.world.with(|core| core.machine_mut(side).files.make_file(path, 0o600, content)).unwrap();
     }
 
+    fn put_device(&self, side: Side, content: &[u8]) -> String {
+        let path = format!("{SCRATCH}/device");
+        self.world.with(|core| {
+            let files = &mut core.machine_mut(side).files;
+            files.make_file(&path, 0o660, Content::of(content)).unwrap();
+            files.make_device(&path);
+        });
+        path
+    }
+
     fn put_symlink(&self, side: Side, path: &str, target: &str) {
         self.world.with(|core| core.machine_mut(side).files.make_symlink(path, target)).unwrap();
     }

@@ -502,6 +502,13 @@ impl Host for SimHost {
         self.operate(&|| "list pools".to_owned(), &Kind::AskLibvirt, |machine, _| Ok(machine.libvirt.pool_facts()))
     }
 
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<String>, Fault> {
+        let owned = (pool.to_owned(), volume.to_owned());
+        self.operate(&|| format!("look at volume {volume} of pool {pool}"), &Kind::AskLibvirt, move |machine, _| {
+            Ok(machine.libvirt.volume_path(&owned.0, &owned.1))
+        })
+    }
+
     fn refresh_pool(&self, name: &str) -> Result<(), Fault> {
         let owned = name.to_owned();
         self.operate(&|| format!("refresh pool {name}"), &Kind::TellLibvirt, move |machine, _| {

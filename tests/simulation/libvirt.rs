@@ -179,7 +179,9 @@ impl Libvirt {
             let Some(node) = files.find(disk) else {
                 return refuse(FaultKind::Refused, format!("Cannot access storage file '{disk}'"));
             };
-            if image_locks.contains(&node) || self.written().any(|path| files.find(path) == Some(node)) {
+            // QEMU opens a device in a `/dev` of its own, where it is another inode.
+            let locked = image_locks.contains(&node) && !files.devices.contains(&node);
+            if locked || self.written().any(|path| files.find(path) == Some(node)) {
                 return refuse(FaultKind::InUse, format!("{disk}: Failed to get \"write\" lock"));
             }
         }
@@ -319,6 +321,12 @@ impl Libvirt {
             path: Some(pool.path.clone()),
         };
         self.pools.iter().map(facts).collect()
+    }
+
+    /// Where a volume is that the pool knows.
+    pub fn volume_path(&self, pool: &str, volume: &str) -> Option<String> {
+        let pool = self.pools.iter().find(|known| known.name == pool)?;
+        pool.volumes.iter().any(|known| known == volume).then(|| format!("{}/{volume}", pool.path))
     }
 
     pub fn refresh_pool(&mut self, files: &Filesystem, name: &str) -> Result<(), Refusal> {

@@ -27,6 +27,7 @@ mod copy;
 mod course;
 mod crashes;
 mod definition;
+mod devices;
 mod durability;
 mod faults;
 mod filesystem;

@@ -2,9 +2,10 @@
 
 use journal_format::{
     BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
-    NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SourceStampV1, StepV1, TxnId, UnixMillis,
+    NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SourceKindV1, StepV1, TxnId, UnixMillis,
 };
-use kvm_clone::world::HostFacts;
+use kvm_clone::steps;
+use kvm_clone::world::{FileKind, HostFacts};
 
 use crate::content::{BLOCK_BYTES, Content};
 use crate::filesystem::Filesystem;
@@ -20,6 +21,8 @@ pub const SECOND: &str = "/srv/vm";
 /// Where libvirt keeps what is not a disk.
 const STATE: &str = "/var/lib/libvirt";
 pub const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
+/// The source's block device, where there is one.
+pub const DEVICE: &str = "/dev/web01-0";
 const CAPACITY_BYTES: u64 = 1 << 30;
 
 /// A host with nothing of its own yet.
@@ -82,9 +85,10 @@ fn titled_definition(name: &str, uuid: DomainUuid, title: Option<&str>, disks: &
     let disks: String = disks
         .iter()
         .map(|(target, format, path)| {
+            let (kind, attribute) = if path.starts_with("/dev/") { ("block", "dev") } else { ("file", "file") };
             format!(
-                "    <disk type='file' device='disk'>\n      <driver name='qemu' type='{format}'/>\n      \
-                 <source file='{path}'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>\n"
+                "    <disk type='{kind}' device='disk'>\n      <driver name='qemu' type='{format}'/>\n      \
+                 <source {attribute}='{path}'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>\n"
             )
         })
         .collect();
@@ -114,6 +118,8 @@ pub struct Shape {
     pub firmware: bool,
     /// A VM of the clone's name, that is replaced.
     pub old: Option<OldVm>,
+    /// The source's first disk is a block device.
+    pub device: bool,
 }
 
 impl Shape {
@@ -131,6 +137,7 @@ impl Shape {
             firmware: true,
             chain: true,
             old: None,
+            device: false,
         }
     }
 
@@ -147,6 +154,7 @@ impl Shape {
             firmware: seed.chance(40),
             chain: seed.chance(40),
             old: seed.chance(40).then(|| OldVm::random(seed)),
+            device: seed.chance(30),
         }
     }
 }
@@ -178,12 +186,18 @@ impl Scene {
         // Two disks of one basename, where they can be kept apart by their directories alone.
         let directory_of = |disk: usize| if shape.two_directories && disk % 2 == 1 { SECOND } else { IMAGES };
         let basename_of = |disk: usize| if shape.two_directories { disk / 2 } else { disk };
-        let source_paths: Vec<String> =
+        let mut source_paths: Vec<String> =
             (0..images.len()).map(|disk| format!("{}/{VM_NAME}-{}", directory_of(disk), basename_of(disk))).collect();
+        if shape.device {
+            source_paths[0] = DEVICE.to_owned();
+        }
         let now_ns = 1_799_999_000_000_000_000;
         (source.files.now_ns, destination.files.now_ns) = (now_ns, now_ns);
         for (path, image) in source_paths.iter().zip(&images) {
             put_source(&mut source, path, image.clone());
+        }
+        if shape.device {
+            source.files.make_device(DEVICE);
         }
         let title = shape.title.then_some("A <web> server").map(|title| title.replace('<', "&lt;"));
         let disks_at = |paths: &[String]| -> Vec<(&str, &str, String)> {
@@ -346,11 +360,12 @@ fn planned(
     final_path: String,
 ) -> ImageV1 {
     let stat = source.files.stat(path).unwrap();
+    let source_kind = if stat.kind == FileKind::BlockDevice { SourceKindV1::Device } else { SourceKindV1::File };
     ImageV1 {
         format: ImageFormat::Raw,
         reached_by: path.to_owned(),
         source_path: path.to_owned(),
-        source_stamp: SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
+        source_stamp: steps::stamp_of(source_kind, &stat),
         allocated_bytes: stat.allocated,
         directory,
         staging_path: format!("{}/{role}.img", staging.staging),
@@ -358,6 +373,7 @@ fn planned(
         mode: 0o640,
         owner: (64_055, 104),
         backing: None,
+        source_kind,
         role,
     }
 }

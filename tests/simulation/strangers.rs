@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use journal_format::{DomainUuid, EventV1, PlanV1, StepRef, StepV1};
-use kvm_clone::world::Side;
+use kvm_clone::world::{FileKind, Side};
 
 use crate::content::Content;
 use crate::faults::Fault;
@@ -283,7 +283,8 @@ impl Strangers {
         let len = usize::try_from((stat.size - offset).min(700)).unwrap();
         files.write_at(&path, stat.inode, offset, &bytes[..len]).unwrap();
         if seed.chance(20) {
-            files.set_size(&path, stat.inode, stat.size + 5000, false).unwrap();
+            let is_device = stat.kind == FileKind::BlockDevice;
+            files.set_size(&path, stat.inode, stat.size + 5000, is_device).unwrap();
         }
         files.sync(&path).unwrap();
         self.accept(core, Side::Source, Cause::SourceChanged, vec![path], vec![]);

@@ -71,7 +71,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
         any::<u64>(),
         any::<u32>(),
         any::<u32>(),
-        any::<(u32, u32)>(),
+        (any::<(u32, u32)>(), prop_oneof![Just(SourceKindV1::File), Just(SourceKindV1::Device)]),
     )
         .prop_map(
             |(
@@ -81,7 +81,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                 allocated_bytes,
                 directory,
                 mode,
-                owner,
+                (owner, source_kind),
             )| {
                 ImageV1 {
                     role,
@@ -96,6 +96,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                     mode,
                     owner,
                     backing,
+                    source_kind,
                 }
             },
         )

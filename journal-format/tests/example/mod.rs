@@ -39,6 +39,7 @@ fn disk(number: u32, format: ImageFormat) -> ImageV1 {
         owner: (0, 0),
         backing: (number == 1)
             .then(|| BackingV1 { source: "base.qcow2".into(), clone: "web02-vdb-base1.qcow2".into() }),
+        source_kind: if number == 0 { SourceKindV1::File } else { SourceKindV1::Device },
     }
 }
 

@@ -45,7 +45,8 @@ pub(super) fn look(findings: &mut Findings, node: Node<'_, '_>) {
     let place = format!("disk {target}");
     findings.know_children(node, &place, KNOWN);
     // Any other kind of source is refused as a whole.
-    if let Some(source) = child(node, "source").filter(|_| matches!(node.attribute("type"), None | Some("file"))) {
+    let is_carried = matches!(node.attribute("type"), None | Some("file" | "block" | "volume"));
+    if let Some(source) = child(node, "source").filter(|_| is_carried) {
         findings.know_children(source, &place, SOURCE_KNOWN);
     }
     look_hidden(findings, node, &place);
@@ -95,7 +96,7 @@ fn is_file_layer(store: Node<'_, '_>) -> bool {
 
 /// What the disks are, and whether they get along.
 pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
-    let mut users: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut users: BTreeMap<String, &str> = BTreeMap::new();
     let mut targets: BTreeMap<&str, usize> = BTreeMap::new();
     for disk in &definition.disks {
         let place = format!("disk {}", disk.target);
@@ -106,7 +107,9 @@ pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
         }
         match &disk.device {
             DiskDevice::Disk => look_hard_disk(findings, disk, &place),
-            DiskDevice::Cdrom | DiskDevice::Floppy if matches!(disk.source, DiskSource::Elsewhere { .. }) => {
+            DiskDevice::Cdrom | DiskDevice::Floppy
+                if matches!(disk.source, DiskSource::Elsewhere { .. } | DiskSource::Volume { .. }) =>
+            {
                 findings.block(
                     &place,
                     &format!("a medium in a drive ({})", source_text(disk)),
@@ -123,10 +126,11 @@ pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
                 findings.block(&place, &what, "what it needs cannot be said", LEAVE_OUT);
             }
         }
-        if let Some(path) = disk.image()
-            && let Some(other) = users.insert(path, &disk.target)
+        if disk.is_own()
+            && let image = source_text(disk)
+            && let Some(other) = users.insert(image.clone(), &disk.target)
         {
-            let what = format!("the same image as disk {other} ({path})");
+            let what = format!("the same image as disk {other} ({image})");
             findings.block(&place, &what, "each disk needs an image of its own", LEAVE_OUT);
         }
     }
@@ -146,23 +150,23 @@ fn look_target(findings: &mut Findings, disk: &Disk, place: &str) {
 
 fn look_hard_disk(findings: &mut Findings, disk: &Disk, place: &str) {
     match &disk.source {
-        DiskSource::File(path) if path.starts_with('/') => look_format(findings, disk, place),
-        DiskSource::File(path) => {
+        DiskSource::File(path) | DiskSource::Device(path) if !path.starts_with('/') => {
             let what = format!("an image without an absolute path ({path})");
             findings.block(place, &what, "what it is relative to cannot be said", "Write it in full (virsh edit)");
         }
         DiskSource::Empty => findings.block(place, "a disk without an image", "there is nothing to copy", LEAVE_OUT),
-        DiskSource::Device(path) => {
-            findings.block(
-                place,
-                &format!("a block device (dev={path})"),
-                "only image files are carried yet",
-                LEAVE_OUT,
-            );
+        DiskSource::Device(path) if disk.is_common() => {
+            let what = format!("a block device that is only read or shared (dev={path})");
+            findings.block(place, &what, "whose it is on the destination cannot be said", LEAVE_OUT);
         }
+        DiskSource::Volume { pool, volume } if disk.is_common() => {
+            let what = format!("a volume of a pool that is only read or shared (pool={pool} volume={volume})");
+            findings.block(place, &what, "only files are known to be there on the destination", LEAVE_OUT);
+        }
+        DiskSource::File(_) | DiskSource::Device(_) | DiskSource::Volume { .. } => look_format(findings, disk, place),
         DiskSource::Elsewhere { kind, what } => {
             let kind = match kind.as_str() {
-                "volume" => "a volume of a pool",
+                "volume" => "a volume of a pool that QEMU itself connects to",
                 "network" => "a network disk",
                 "nvme" => "an NVMe device of the host",
                 "dir" => "a directory shown as a disk",
@@ -194,10 +198,11 @@ fn look_format(findings: &mut Findings, disk: &Disk, place: &str) {
     }
 }
 
-fn source_text(disk: &Disk) -> &str {
+fn source_text(disk: &Disk) -> String {
     match &disk.source {
-        DiskSource::Empty => "none",
-        DiskSource::File(path) | DiskSource::Device(path) => path,
-        DiskSource::Elsewhere { what, .. } => what,
+        DiskSource::Empty => "none".to_owned(),
+        DiskSource::File(path) | DiskSource::Device(path) => path.clone(),
+        DiskSource::Elsewhere { what, .. } => what.clone(),
+        DiskSource::Volume { pool, volume } => format!("pool={pool} volume={volume}"),
     }
 }

@@ -298,6 +298,16 @@ impl Libvirt {
         .await
     }
 
+    pub(in crate::host) async fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<String>, Fault> {
+        let wanted = (pool.to_owned(), volume.to_owned());
+        self.ask(&format!("look at volume {volume} of pool {pool}"), move |connect| {
+            let find =
+                || Ok(connect.lookup_storage_pool_by_name(&wanted.0)?.lookup_storage_vol_by_name(&wanted.1)?.path()?);
+            unless_gone(find())
+        })
+        .await
+    }
+
     pub(in crate::host) async fn refresh_pool(&self, name: &str) -> Result<(), Fault> {
         let wanted = name.to_owned();
         self.change(&format!("refresh pool {name}"), move |connect| {
@@ -308,11 +318,14 @@ impl Libvirt {
     }
 }
 
+/// What libvirt says of something that is not there.
+const GONE: [ErrorNumber; 3] = [ErrorNumber::NoDomain, ErrorNumber::NoStoragePool, ErrorNumber::NoStorageVolume];
+
 /// What is gone by the time it is asked is no error.
 fn unless_gone<T>(result: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(refusal) if refusal.is(ErrorNumber::NoDomain) || refusal.is(ErrorNumber::NoStoragePool) => Ok(None),
+        Err(refusal) if GONE.iter().any(|number| refusal.is(*number)) => Ok(None),
         Err(refusal) => Err(refusal),
     }
 }

@@ -7,6 +7,7 @@ impl Filesystem {
         let id = self.find(path)?;
         let node = self.node(id);
         let (kind, size, allocated) = match &node.body {
+            Body::File(content) if self.devices.contains(&id) => (FileKind::BlockDevice, content.size(), 0),
             Body::File(content) => (FileKind::File, content.size(), content.allocated_bytes()),
             Body::Directory(_) => (FileKind::Directory, BLOCK_BYTES, BLOCK_BYTES),
             Body::Symlink(target) => (FileKind::Symlink, target.len() as u64, 0),
@@ -21,9 +22,16 @@ impl Filesystem {
             uid: node.uid,
             gid: node.gid,
             links: self.links(id).max(1),
-            mtime_ns: node.mtime_ns,
+            mtime_ns: if kind == FileKind::BlockDevice { 0 } else { node.mtime_ns },
             ctime_ns: node.ctime_ns,
         })
+    }
+
+    /// A file is a block device from now on.
+    pub fn make_device(&mut self, path: &str) {
+        let id = self.find(path).expect("it is there");
+        self.change_file(id, 0, Content::allocate).expect("it is a file");
+        self.devices.insert(id);
     }
 
     /// A device number is another one after every boot.

@@ -1,0 +1,98 @@
+//! A source's disk on a block device: no time says that it changed, no lock keeps its VM from being started, and still the
+//! clone is what the source was at one moment.
+
+use journal_format::AttemptPurpose;
+use kvm_clone::engine::Ending;
+use kvm_clone::world::Side;
+
+use crate::durability::Survival;
+use crate::faults::{Effect, Fault, FaultPlan};
+use crate::history::{History, Life};
+use crate::scene::{DEVICE, Scene, Shape};
+use crate::strangers::{Act, Strangers};
+
+/// One disk, and nothing but it, so that whoever writes to the source writes to the device.
+fn shape(verify: bool) -> Shape {
+    Shape { disks: 1, firmware: false, chain: false, verify, device: true, ..Shape::plain() }
+}
+
+/// The device has some chunks.
+fn seed() -> u64 {
+    let has_chunks = |seed: &u64| Scene::new(shape(true), *seed).images[0].size() > 5 * 4096;
+    (0..10_000).find(has_chunks).expect("some image has chunks")
+}
+
+fn operations_of_a_clean_clone(verify: bool) -> u64 {
+    let mut history = History::new(shape(verify), seed());
+    let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
+    assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
+    world.operations()
+}
+
+#[test]
+fn a_device_is_cloned_whole_after_a_crash_anywhere() {
+    for purpose in [AttemptPurpose::Resume, AttemptPurpose::Rollback] {
+        for operation in 0..operations_of_a_clean_clone(true) {
+            let mut history = History::new(shape(true), seed());
+            let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
+            assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
+            if operation % 2 == 0 {
+                history.cut_power(Side::Destination, Survival::Subset(operation));
+            }
+            let ending = history.settle(purpose);
+            if let Err(broken) = history.verdict(ending.as_ref(), purpose == AttemptPurpose::Rollback) {
+                panic!("{}", history.report(&broken, &format!("{purpose:?} after operation {operation}")));
+            }
+        }
+    }
+}
+
+/// Written to between two lives: with and without a Verify, what was sent before is never believed.
+#[test]
+fn a_device_that_changed_between_attempts_is_read_again() {
+    for verify in [true, false] {
+        for operation in 0..operations_of_a_clean_clone(verify) {
+            for act in [Act::ChangeSource, Act::StartSource] {
+                let mut history = History::new(shape(verify), seed());
+                let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
+                assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
+                Strangers::of(&history).act(&history.scene.world, act, operation);
+                let ending = history.settle(AttemptPurpose::Resume);
+                if let Err(broken) = history.verdict(ending.as_ref(), false) {
+                    panic!("{}", history.report(&broken, &format!("{act:?} after operation {operation}")));
+                }
+            }
+        }
+    }
+}
+
+/// Written to while an attempt lives, at each of its operations.
+#[test]
+fn a_device_that_changes_under_an_attempt_is_noticed_before_the_commit() {
+    let mut clean = History::new(shape(true), seed());
+    let (_, world) = clean.live_traced(AttemptPurpose::Run);
+    let trace = world.trace();
+    let at = |told: &str| trace.iter().position(|line| line.contains(told)).expect("a clean clone does that") as u64;
+    let (published, barrier) = (at("destination: lock image"), at("destination: syncfs"));
+    for operation in 0..operations_of_a_clean_clone(true) {
+        let mut history = History::new(shape(true), seed());
+        let fault = Strangers::of(&history).fault(Act::ChangeSource, operation);
+        let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault, Effect::First));
+        let ending = match life {
+            Life::Ended(ending @ (Ending::RolledBack { .. } | Ending::Refused(_))) => Some(ending),
+            _ => history.settle(AttemptPurpose::Resume),
+        };
+        if let Err(broken) = history.verdict(ending.as_ref(), false) {
+            panic!("{}", history.report(&broken, &format!("written to at operation {operation}")));
+        }
+        // After the first publish there is no way but back: nobody reads the device again before the barrier.
+        if (published..barrier).contains(&operation) && history.scene.images[0].size() > 0 {
+            let changed = history.scene.world.with(|core| {
+                let now = core.machine(Side::Source).files.content(DEVICE).cloned();
+                now.is_some_and(|now| !now.same_bytes(&history.scene.images[0]))
+            });
+            let is_back = matches!(ending, Some(Ending::RolledBack { failure: Some(_) }));
+            assert!(!changed || is_back, "operation {operation}: {ending:?}");
+        }
+    }
+}
