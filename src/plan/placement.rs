@@ -9,6 +9,7 @@ use crate::domain::{DomainName, places};
 use crate::request::{DiskMapping, Request, Target};
 use crate::steps::host_record::parent_of;
 use crate::survey::{DestinationSurvey, DirectoryFacts, PoolSurvey, SourceFile};
+use crate::world::FileKind;
 
 /// The pool that takes a disk whose directory does not exist on the destination.
 pub const DEFAULT_POOL: &str = "default";
@@ -22,6 +23,11 @@ pub enum NoDirectory {
     LikeSource {
         /// The directory on the source.
         directory: String,
+    },
+    /// It was a device, and there is no active pool `default` to take its image.
+    OfDevice {
+        /// The device on the source.
+        device: String,
     },
     /// There is no pool of the name that was asked for.
     PoolMissing {
@@ -72,23 +78,22 @@ pub fn join(directory: &str, name: &str) -> String {
 /// The paths that the survey has to look at, for one file of the source.
 pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], file: &SourceFile) -> BTreeSet<String> {
     let pool_path = |name: &str| find_pool(pools, name).and_then(|pool| pool.facts.path.clone());
-    let like_source = parent_of(&file.path).to_owned();
     match &file.role {
-        ImageRoleV1::Nvram => BTreeSet::from([like_source, places::VARIABLES.to_owned()]),
+        ImageRoleV1::Nvram => BTreeSet::from([parent_of(&file.path), places::VARIABLES].map(str::to_owned)),
         ImageRoleV1::Tpm => BTreeSet::from([places::TPM_STATES, parent_of(places::TPM_STATES)].map(str::to_owned)),
         ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. } => {
-            candidates_of_disk(&target_of(request, file), like_source, pool_path)
+            candidates_of_disk(&target_of(request, file), directory_like_source(file), pool_path)
         }
     }
 }
 
 fn candidates_of_disk(
     target: &Target,
-    like_source: String,
+    like_source: Option<&str>,
     pool_path: impl Fn(&str) -> Option<String>,
 ) -> BTreeSet<String> {
     match target {
-        Target::LikeSource => [Some(like_source), pool_path(DEFAULT_POOL)].into_iter().flatten().collect(),
+        Target::LikeSource => like_source.map(str::to_owned).into_iter().chain(pool_path(DEFAULT_POOL)).collect(),
         Target::Pool(name) => pool_path(name).into_iter().collect(),
         Target::Directory(path) => BTreeSet::from([path.clone()]),
     }
@@ -120,12 +125,23 @@ pub fn directory_for<'a>(
             known(path).ok_or_else(|| missing(path))
         }
         Target::LikeSource => {
-            let like_source = parent_of(&file.path);
-            known(like_source)
+            let like_source = directory_like_source(file);
+            let why = || match like_source {
+                Some(directory) => NoDirectory::LikeSource { directory: directory.to_owned() },
+                None => NoDirectory::OfDevice { device: file.path.clone() },
+            };
+            like_source
+                .and_then(known)
                 .or_else(|| pool_directory(&destination.pools, DEFAULT_POOL).ok().and_then(known))
-                .ok_or_else(|| NoDirectory::LikeSource { directory: like_source.to_owned() })
+                .ok_or_else(why)
         }
     }
+}
+
+/// The directory that a file is in on the source. One of devices takes no images.
+fn directory_like_source(file: &SourceFile) -> Option<&str> {
+    let is_device = file.image().is_some_and(|image| image.stat.kind == FileKind::BlockDevice);
+    (!is_device).then(|| parent_of(&file.path))
 }
 
 /// The directory of a pool that can take images.

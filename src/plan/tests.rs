@@ -8,8 +8,8 @@ use super::*;
 use crate::domain::{Definition, DomainName};
 use crate::request::Target;
 use crate::steps::host_record::parent_of;
-use crate::survey::EmulatorFacts;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
+use crate::survey::{EmulatorFacts, SourceImage};
 
 /// Random bytes that count upwards from a seed: no two calls are alike.
 fn counting(seed: u8) -> impl FnMut() -> [u8; 16] {
@@ -198,6 +198,24 @@ fn a_mapped_disk_goes_where_it_was_asked_for_and_takes_no_other_with_it() {
     assert_eq!(paths, [&format!("{IMAGES}/web01_clone-vda.qcow2"), "/big/store/second"]);
     assert_eq!(plan.images[1].staging_path, format!("/big/store/.kvm-clone/{}/vdb.img", plan.txn));
     assert!(plan.definition.contains("<source file='/big/store/second'/>"));
+}
+
+#[test]
+fn a_device_becomes_an_image_in_the_default_pool_and_never_a_file_among_devices() {
+    let (request, mut survey) = (sample::request(), sample::survey());
+    survey.destination.directories.insert("/dev/vg".into(), sample::directory("/dev/vg", 9, 100 * GIB));
+    let file = &mut survey.source.files[1];
+    file.path = "/dev/vg/data".into();
+    let SourceImage::Readable(image) = &mut file.image else { unreachable!() };
+    (image.path, image.stat.kind) = ("/dev/dm-3".into(), FileKind::BlockDevice);
+    let plan = plan_of(&request, &survey).unwrap();
+    let data = &plan.images[1];
+    assert_eq!(data.final_path, format!("{IMAGES}/web01_clone-vdb.img"));
+    assert_eq!((data.source_kind, data.mode, data.owner), (SourceKindV1::Device, 0o600, (0, 0)));
+    assert_eq!((data.source_stamp.mtime_ns, data.source_stamp.ctime_ns), (0, 0), "no time of a node says anything");
+    survey.destination.pools[0].facts.active = false;
+    let why = NoDirectory::OfDevice { device: "/dev/vg/data".into() };
+    assert_eq!(plan_of(&request, &survey), Err(PlanError::NoDirectory { what: "disk vdb".into(), why }));
 }
 
 #[test]

@@ -152,6 +152,13 @@ fn report_missing(report: &mut Report, request: &Request, survey: &Survey, file:
             ),
             "Make the directory, or say where with --pool or --directory.".to_owned(),
         ),
+        NoDirectory::OfDevice { device } => (
+            BlockerKind::DirectoryMissing,
+            format!(
+                "{host}: {what}: {device} is a device, and there is no active pool `{DEFAULT_POOL}` with a directory for an image of it."
+            ),
+            "Say where with --pool, --directory or --disk-map.".to_owned(),
+        ),
         NoDirectory::Missing { directory } => {
             let advice = match &target_of(request, file) {
                 Target::Pool(pool) => {

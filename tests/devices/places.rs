@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use super::lab::{Content, Disk, Host, Lab, Vm};
 
 const MIB: u64 = 1 << 20;
-/// A refusal for want of space takes at most so long; the machine may be busy with other tests, so the best of some counts.
+/// A refusal for want of space takes at most so long; the machine may be busy with other tests, so one of some counts.
 const REFUSAL_MAX: Duration = Duration::from_secs(2);
-const REFUSALS: u32 = 3;
+const REFUSALS_MAX: u32 = 10;
 
 fn mount_small(host: &Host, path: &str, mib: u64) {
     std::fs::create_dir_all(host.path(path)).unwrap();
@@ -84,15 +84,14 @@ fn a_small_filesystem_and_a_full_pool_are_told_apart_and_at_once() {
     let full =
         "Insufficient disk space on b (/srv/full). Required: 0.01 GB (including 15% safety margin), Available: 0.00 GB";
     let small = "Insufficient disk space on b (/srv/small). Required: 0.03 GB (including 15% safety margin), Available: 0.01 GB";
-    let took = (0..REFUSALS).map(|_| {
+    let mut took = (0..REFUSALS_MAX).map(|_| {
         let begun = Instant::now();
         let said = controller.run(run("vda=full/web.img", "vdb=/srv/small/web.img")).expect(5);
         let took = begun.elapsed();
         said.says(&["2 things", full, small, "Please free up at least 0.02 GB on b"]);
         took
     });
-    let took = took.min().unwrap();
-    assert!(took < REFUSAL_MAX, "a refusal took {took:?}");
+    assert!(took.any(|took| took < REFUSAL_MAX), "each of {REFUSALS_MAX} refusals took {REFUSAL_MAX:?} or more");
 
     // Each filesystem is asked for its own disks only.
     let said = controller.run(run("vda=full/web.img", "vdb=/srv/roomy/web.img")).expect(5).says(&["one thing", full]);

@@ -73,7 +73,11 @@ fn a_device_that_changes_under_an_attempt_is_noticed_before_the_commit() {
     let (_, world) = clean.live_traced(AttemptPurpose::Run);
     let trace = world.trace();
     let at = |told: &str| trace.iter().position(|line| line.contains(told)).expect("a clean clone does that") as u64;
-    let (published, barrier) = (at("destination: lock image"), at("destination: syncfs"));
+    let published = at("destination: lock image");
+    // What was read by then is read no more.
+    let last_read = trace.iter().rposition(|line| line.contains(&format!("read chunk 0 of {DEVICE}")));
+    let barrier = last_read.expect("the barrier reads the device") as u64;
+    assert!(published < barrier);
     for operation in 0..operations_of_a_clean_clone(true) {
         let mut history = History::new(shape(true), seed());
         let fault = Strangers::of(&history).fault(Act::ChangeSource, operation);
@@ -92,7 +96,8 @@ fn a_device_that_changes_under_an_attempt_is_noticed_before_the_commit() {
                 now.is_some_and(|now| !now.same_bytes(&history.scene.images[0]))
             });
             let is_back = matches!(ending, Some(Ending::RolledBack { failure: Some(_) }));
-            assert!(!changed || is_back, "operation {operation}: {ending:?}");
+            let told = &trace[usize::try_from(operation).unwrap()];
+            assert!(!changed || is_back, "operation {operation} ({told}): {ending:?}");
         }
     }
 }
