@@ -79,8 +79,7 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
     let saved =
         if old.vm.managed_save && !request.keep_replaced { " Its saved memory state goes with it." } else { "" };
     let stopped = match (replaced.running, request.stop) {
-        (false, _) => "",
-        (true, StopModeV1::Never) => "",
+        (false, _) | (true, StopModeV1::Never) => "",
         (true, StopModeV1::Save) => {
             " It is stopped just before the commit, its memory saved for a rollback and given up at the commit."
         }

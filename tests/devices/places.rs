@@ -55,7 +55,9 @@ fn each_disk_arrives_where_it_was_asked_for() {
         (&["vda=/var/lib/libvirt/images/other-vdc.img"], &["would both be /var/lib/libvirt/images/other-vdc.img"]),
     ] {
         let mut words = vec!["run", "a", "b", "web", "--new-name", "other"];
-        map.iter().for_each(|map| words.extend(["--disk-map", map]));
+        for map in map {
+            words.extend(["--disk-map", map]);
+        }
         controller.run(words).expect(5).says(says);
     }
     let after = lab.outside();

@@ -189,7 +189,7 @@ impl Scene {
         let mut source_paths: Vec<String> =
             (0..images.len()).map(|disk| format!("{}/{VM_NAME}-{}", directory_of(disk), basename_of(disk))).collect();
         if shape.device {
-            source_paths[0] = DEVICE.to_owned();
+            DEVICE.clone_into(&mut source_paths[0]);
         }
         let now_ns = 1_799_999_000_000_000_000;
         (source.files.now_ns, destination.files.now_ns) = (now_ns, now_ns);
