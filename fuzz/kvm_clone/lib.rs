@@ -15,5 +15,5 @@ pub mod journal;
 #[path = "../../src/observer.rs"]
 pub mod observer;
 pub mod report;
-#[path = "../../src/request.rs"]
+#[path = "../../src/request/mod.rs"]
 pub mod request;
