@@ -51,7 +51,7 @@ fn a_destination_that_is_gone_for_ever_takes_a_word_of_its_own() {
     without_hosts(&program, &gone).exits(0).holds(&[
         "abandoned",
         "kvm2 was not reached",
-        "/srv/vm/web01_clone-vda.img",
+        "00000000c006/vda",
     ]);
     let (_, list) = program.json(&["list"]);
     assert_eq!(list[0]["status"], "abandoned");
@@ -61,7 +61,7 @@ fn a_destination_that_is_gone_for_ever_takes_a_word_of_its_own() {
     program.run(&["show", "c006"]).exits(0).holds(&[
         "kvm2 burned down",
         "may have left on kvm2",
-        "disk /srv/vm/web01_clone",
+        "disk /srv/vm/.kvm-clone/",
     ]);
     for command in ["resume", "rollback"] {
         program.run(&[command, "c006"]).exits(5).holds(&["abandoned", "kvm2 burned down"]);
@@ -80,7 +80,7 @@ fn recover_names_every_object_that_it_would_touch() {
     Transaction::begin(&program.state(), "c010").did(0..3).finished();
     program.run(&["recover"]).exits(0).holds(&[
         "removes the 3 things it made on kvm2",
-        "        disk /srv/vm/web01_clone-vda.img",
+        "        disk /srv/vm/.kvm-clone/018bcfe5-6800-7000-8000-00000000c007/vda",
         "        staging_directory /srv/vm/.kvm-clone/",
         "        host_record ",
         "abandon 018bcfe5-6800-7000-8000-00000000c008 --reason TEXT",
