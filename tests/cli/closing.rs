@@ -48,11 +48,7 @@ fn a_destination_that_is_gone_for_ever_takes_a_word_of_its_own() {
     without_hosts(&program, &words).exits(3).holds(&["kvm2", "--destination-gone"]);
     assert_eq!(program.json(&["list"]).1[0]["status"], "stuck", "nothing was closed");
     let gone = [&words[..], &["--destination-gone"]].concat();
-    without_hosts(&program, &gone).exits(0).holds(&[
-        "abandoned",
-        "kvm2 was not reached",
-        "00000000c006/vda",
-    ]);
+    without_hosts(&program, &gone).exits(0).holds(&["abandoned", "kvm2 was not reached", "00000000c006/vda"]);
     let (_, list) = program.json(&["list"]);
     assert_eq!(list[0]["status"], "abandoned");
     let (_, log) = program.json(&["show", "c006"]);
