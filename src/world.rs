@@ -274,6 +274,11 @@ pub trait ChunkSink {
     fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed>;
     /// These chunks are holes of the source that were skipped (copy), or are holes (hash).
     fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed>;
+    /// These chunks have these values, read from the destination's disk after they were durable: only of a copy that was
+    /// asked for it. At most `BATCH_CHUNKS_MAX`.
+    fn read_back(&mut self, _records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        Ok(())
+    }
 }
 
 /// The caller's sink wants no more: the operation ends.
@@ -340,6 +345,8 @@ pub struct CopyJob {
     pub patches: Vec<Patch>,
     /// What to do with zeros.
     pub zero_chunks: ZeroChunks,
+    /// Whether what was sent is read back from the disk too, once it is durable.
+    pub read_back: bool,
     /// Image bytes per second at most.
     pub bandwidth_limit_bytes_per_second: Option<u64>,
 }

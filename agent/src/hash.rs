@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use journal_format::{ChunkRecordV1, ChunkState};
-use kvm_clone_agent::protocol::{BATCH_CHUNKS_MAX, Failure, HashJob, Message};
+use kvm_clone_agent::protocol::{BATCH_CHUNKS_MAX, Failure, Geometry, HashJob, Message};
 
-use crate::buffer::{Pool, is_zero};
+use crate::buffer::{Buffer, Pool, is_zero};
 use crate::extents::Extents;
 use crate::flow::{Flow, cancelled};
 use crate::image::{Access, Image};
@@ -16,7 +16,7 @@ use crate::outbox::Outbox;
 /// Threads that read and hash: a disk wants several requests at a time.
 const HASH_LANES: usize = 4;
 /// Bytes read at a time: a chunk is hashed in parts, so that memory does not grow with its size.
-const READ_BYTES: usize = 1 << 20;
+pub const READ_BYTES: usize = 1 << 20;
 /// Image bytes after which values are sent at the latest, for progress.
 const BATCH_BYTES_MAX: u64 = 64 << 20;
 
@@ -35,20 +35,7 @@ pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(
             flow.check()?;
             pool.take().ok_or_else(cancelled)
         },
-        |index, mut buffer| {
-            let mut hasher = geometry.hasher(index);
-            let mut zero = true;
-            let bytes = geometry.bytes_of(&(index..index + 1));
-            let mut position = bytes.start;
-            while position < bytes.end {
-                buffer.set_len(usize::try_from(bytes.end - position).unwrap_or(usize::MAX));
-                image.read(position, &mut buffer)?;
-                zero = zero && is_zero(&buffer);
-                hasher.update(&buffer);
-                position += buffer.len() as u64;
-            }
-            Ok(if zero { ChunkState::Zero } else { ChunkState::Data(hasher.finish()) })
-        },
+        |index, mut buffer| read_chunk(&image, geometry, index, &mut buffer),
         |outcome| {
             match outcome {
                 Outcome::Holes(chunks) => batch.holes(chunks),
@@ -62,6 +49,22 @@ pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(
     );
     batch.send();
     result.and_then(|()| image.check_size())
+}
+
+/// What an image holds in one chunk, read in parts of the buffer's size.
+pub fn read_chunk(image: &Image, geometry: Geometry, index: u64, buffer: &mut Buffer) -> Result<ChunkState, Failure> {
+    let mut hasher = geometry.hasher(index);
+    let mut zero = true;
+    let bytes = geometry.bytes_of(&(index..index + 1));
+    let mut position = bytes.start;
+    while position < bytes.end {
+        buffer.set_len(usize::try_from(bytes.end - position).unwrap_or(usize::MAX));
+        image.read(position, buffer)?;
+        zero = zero && is_zero(buffer);
+        hasher.update(buffer);
+        position += buffer.len() as u64;
+    }
+    Ok(if zero { ChunkState::Zero } else { ChunkState::Data(hasher.finish()) })
 }
 
 struct Batch<'a> {

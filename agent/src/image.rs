@@ -31,6 +31,7 @@ pub enum Access {
 pub struct Image {
     path: String,
     bytes: u64,
+    access: Access,
     buffered: File,
     /// The same file with `O_DIRECT`, where the access asks for it and the filesystem has it.
     direct: Option<File>,
@@ -72,14 +73,11 @@ impl Image {
             .flatten()
             // The name may have changed hands between the two.
             .filter(|direct| direct.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino())));
-        let image = Self { path: path.to_owned(), bytes, buffered, direct, patches: Vec::new() };
+        let image = Self { path: path.to_owned(), bytes, access, buffered, direct, patches: Vec::new() };
         match access {
             Access::Read => image.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL)?,
-            // What could not be opened past the cache is dropped from it, once it is on the disk.
-            Access::Reread => {
-                image.sync()?;
-                image.advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-            }
+            // Only what is on the disk can be dropped from the cache.
+            Access::Reread => image.sync()?,
             Access::Write => {}
         }
         Ok(image)
@@ -110,8 +108,8 @@ impl Image {
                 result => return result.map_err(|error| self.read_failure(position, &error)),
             }
         }
-        if self.direct.is_some() {
-            // An unaligned tail: one buffered read, its pages dropped first.
+        if self.access == Access::Reread {
+            // An unaligned tail, or a filesystem without another way: one buffered read, its pages dropped first.
             let (start, length) = (position.cast_signed(), bytes.len().cast_signed() as i64);
             posix_fadvise(&self.buffered, start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
                 .map_err(|error| refused(format!("read {} at {position}", self.path), error))?;

@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | `HashChunks` | `Cancel` | `Hashed`, `Holes`, ascending; `Ended` |
 //! | `SendChunks` | `Grant`, `Cancel` | `Piece`, `Holes`, `Zeros`, ascending; `Ended` |
-//! | `ReceiveChunks` | `Piece`, `Punch`, then `Finish`; `Cancel` | `Grant`, `Durable`; `Ended` |
+//! | `ReceiveChunks` | `Piece`, `Punch`, then `Finish`; `Cancel` | `Grant`, `Durable`, `ReadBack`; `Ended` |
 //! | `OpenRelay` | `Bytes`, `Grant`, `Cancel` | `Opened`, `Bytes`, `Grant`; `Ended` |
 //!
 //! **Credit.** The sender of pieces or bytes may have as many bytes outstanding as it was granted. `SendChunks` says how
@@ -53,7 +53,7 @@ pub const CHUNK_STREAMS_MAX: usize = 6;
 pub const RELAYS_MAX: usize = 8;
 /// Requests waiting in an agent at most; one more is answered with `Busy`.
 pub const REQUESTS_WAITING_MAX: usize = 256;
-/// Chunks in one `Hashed` or `Durable`, at most.
+/// Chunks in one `Hashed`, `Durable` or `ReadBack`, at most.
 pub const BATCH_CHUNKS_MAX: usize = 256;
 /// Ranges in a job at most: a job for more is given in parts.
 pub const WANTED_RANGES_MAX: usize = 100_000;
@@ -371,6 +371,12 @@ pub enum Message {
         /// Them.
         records: Vec<ChunkRecordV1>,
     },
+    /// These chunks were read back from the disk after they were told to be durable; at most [`BATCH_CHUNKS_MAX`], in no
+    /// order.
+    ReadBack {
+        /// What was read.
+        records: Vec<ChunkRecordV1>,
+    },
     /// The relay is connected.
     Opened,
     /// Nothing more comes, and this is why. A relay ends with `Ok` when libvirt closed it.
@@ -461,6 +467,8 @@ pub struct ReceiveJob {
     pub inode: Inode,
     /// Size and chunks.
     pub geometry: Geometry,
+    /// Chunks of data are read back from the disk once they are durable, and their values told.
+    pub read_back: bool,
 }
 
 /// Why a request was not carried out, or a stream ended early.

@@ -1,4 +1,5 @@
 //! `ReceiveChunks`: the destination half of a copy. Checks, writes, syncs, and only then says that a chunk is durable.
+//! Where it is asked to, it reads each chunk back from the disk after that, beside the writing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use journal_format::{ChunkRecordV1, ChunkState};
 use kvm_clone_agent::protocol::{
     BATCH_CHUNKS_MAX, CREDIT_BYTES_MAX, Failure, FailureKind, Geometry, Message, PUNCH_CREDIT_BYTES, PieceHeader,
-    RECEIVE_CREDIT_BYTES,
+    RECEIVE_CREDIT_BYTES, ReceiveJob,
 };
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -19,12 +20,13 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use crate::buffer::{Buffer, Pool};
 use crate::failure::{errno, failure, refused};
 use crate::flow::cancelled;
-use crate::image::Image;
+use crate::hash::{READ_BYTES, read_chunk};
+use crate::image::{Access, Image};
 use crate::monitor::Monitor;
 use crate::outbox::Outbox;
 
-/// Threads that check and write.
-const RECEIVE_LANES: usize = 2;
+/// Threads that check and write, and read back: a disk wants several requests at a time.
+const RECEIVE_LANES: usize = 4;
 /// Bytes written after which a sync begins.
 const SYNC_INTERVAL_BYTES: u64 = 32 << 20;
 /// Time after which what was written is synced, however little it is.
@@ -55,6 +57,10 @@ struct State {
     written: Vec<ChunkRecordV1>,
     /// Chunks made zero, not synced: ranges, since there may be very many.
     zeroed: Vec<Range<u64>>,
+    /// Durable, to be read back.
+    unread: VecDeque<u64>,
+    /// Read back, not told yet.
+    read_back: Vec<ChunkRecordV1>,
     written_bytes: u64,
     written_since: Option<Instant>,
     finishing: bool,
@@ -67,6 +73,22 @@ struct State {
 enum Work {
     Chunk(PieceHeader, Buffer),
     Punch(Range<u64>),
+    ReadBack(u64),
+}
+
+/// An image that is written, and how it is read back from the disk, if it is.
+#[derive(Debug)]
+pub struct Target {
+    pub image: Image,
+    pub reader: Option<Image>,
+}
+
+impl Target {
+    /// Opens it.
+    pub fn open(job: &ReceiveJob) -> Result<Self, Failure> {
+        let open = |access| Image::open(&job.path, Some(job.inode), job.geometry, access);
+        Ok(Self { image: open(Access::Write)?, reader: if job.read_back { Some(open(Access::Reread)?) } else { None } })
+    }
 }
 
 /// A chunk of which some pieces arrived.
@@ -167,6 +189,7 @@ impl Receiver {
             state.failed.get_or_insert(failed);
             state.ended = true;
             state.work.clear();
+            state.unread.clear();
         });
     }
 
@@ -185,14 +208,15 @@ impl Receiver {
     }
 
     /// Writes and syncs until the stream ends.
-    pub fn run(&self, image: &Image) -> Result<(), Failure> {
+    pub fn run(&self, target: &Target) -> Result<(), Failure> {
+        let pool = Pool::new(READ_BYTES.min(self.geometry.chunk_bytes as usize), READ_BYTES * RECEIVE_LANES);
         thread::scope(|scope| {
             for _ in 0..RECEIVE_LANES {
-                if let Err(error) = thread::Builder::new().spawn_scoped(scope, || self.write_lane(image)) {
+                if let Err(error) = thread::Builder::new().spawn_scoped(scope, || self.lane(target, &pool)) {
                     self.fail(refused("start a thread", errno(&error)));
                 }
             }
-            while self.sync_when_due(image) {}
+            while self.sync_when_due(target) {}
         });
         match self.state.lock().failed.take() {
             Some(failed) => Err(failed),
@@ -200,15 +224,19 @@ impl Receiver {
         }
     }
 
-    fn write_lane(&self, image: &Image) {
+    fn lane(&self, target: &Target, pool: &Arc<Pool>) {
         while let Some(work) = self.take_work() {
-            let (result, credit_bytes) = match work {
-                Work::Chunk(header, buffer) => (self.write(image, header, &buffer), u64::from(header.chunk_len)),
-                Work::Punch(chunks) => (self.zero(image, chunks), PUNCH_CREDIT_BYTES),
+            let result = match work {
+                Work::Chunk(header, buffer) => {
+                    self.write(&target.image, header, &buffer).map(|()| u64::from(header.chunk_len))
+                }
+                Work::Punch(chunks) => self.zero(&target.image, chunks).map(|()| PUNCH_CREDIT_BYTES),
+                Work::ReadBack(index) => self.read_back(target, index, pool).map(|()| 0),
             };
             self.state.change(|state| state.in_work -= 1);
             match result {
-                Ok(()) => self.grant(credit_bytes),
+                Ok(0) => {}
+                Ok(credit_bytes) => self.grant(credit_bytes),
                 Err(failed) => self.fail(failed),
             }
         }
@@ -219,13 +247,14 @@ impl Receiver {
             if state.ended {
                 return Some(None);
             }
-            if state.written_bytes >= UNSYNCED_BYTES_MAX {
-                return None;
-            }
-            state.work.pop_front().map(|work| {
-                state.in_work += 1;
-                Some(work)
-            })
+            // Reading back comes first, so that it never lags further behind than writing does.
+            let work = match state.unread.pop_front() {
+                Some(index) => Some(Work::ReadBack(index)),
+                None if state.written_bytes >= UNSYNCED_BYTES_MAX => None,
+                None => state.work.pop_front(),
+            };
+            state.in_work += usize::from(work.is_some());
+            work.map(Some)
         })
     }
 
@@ -253,38 +282,55 @@ impl Receiver {
         Ok(())
     }
 
-    /// Waits until a sync is due, syncs, and acknowledges what was written before it began. `false` once the stream ends.
-    fn sync_when_due(&self, image: &Image) -> bool {
+    fn read_back(&self, target: &Target, index: u64, pool: &Arc<Pool>) -> Result<(), Failure> {
+        let (Some(image), Some(mut buffer)) = (&target.reader, pool.take()) else { return Ok(()) };
+        let state = read_chunk(image, self.geometry, index, &mut buffer)?;
+        self.state.change(|stream| stream.read_back.push(ChunkRecordV1 { index, state }));
+        Ok(())
+    }
+
+    /// Waits until a sync is due, syncs, acknowledges what was written before it began, and lets it be read back. `false`
+    /// once the stream ends.
+    fn sync_when_due(&self, target: &Target) -> bool {
         let due = self.state.wait_with_time(|state| {
             if state.ended {
                 return Ok(None);
             }
-            let last = state.finishing && state.work.is_empty() && state.in_work == 0;
+            let idle = state.finishing && state.work.is_empty() && state.unread.is_empty() && state.in_work == 0;
+            if idle && state.written.is_empty() && state.zeroed.is_empty() && state.read_back.is_empty() {
+                return Ok(None);
+            }
             let waited = state.written_since.map_or(Duration::ZERO, |since| since.elapsed());
-            if last || state.written_bytes >= SYNC_INTERVAL_BYTES || waited >= SYNC_INTERVAL {
+            if idle || state.written_bytes >= SYNC_INTERVAL_BYTES || waited >= SYNC_INTERVAL {
                 state.written_bytes = 0;
                 state.written_since = None;
-                return Ok(Some((mem::take(&mut state.written), mem::take(&mut state.zeroed), last)));
+                let (written, zeroed) = (mem::take(&mut state.written), mem::take(&mut state.zeroed));
+                return Ok(Some((written, zeroed, mem::take(&mut state.read_back))));
             }
             Err(state.written_since.map(|_| SYNC_INTERVAL.saturating_sub(waited)))
         });
-        let Some((written, zeroed, last)) = due else {
+        let Some((written, zeroed, read_back)) = due else {
+            self.state.change(|state| state.ended = true);
             return false;
         };
-        if let Err(failed) = image.sync() {
+        for records in read_back.chunks(BATCH_CHUNKS_MAX) {
+            self.outbox.message(self.id, &Message::ReadBack { records: records.to_vec() });
+        }
+        if let Err(failed) = target.image.sync() {
             self.fail(failed);
             return false;
         }
+        let unread: Vec<u64> = written.iter().map(|record| record.index).collect();
         let zeroed = zeroed.into_iter().flatten().map(|index| ChunkRecordV1 { index, state: ChunkState::Zero });
         let mut durable = written.into_iter().chain(zeroed).peekable();
         while durable.peek().is_some() {
             let records = durable.by_ref().take(BATCH_CHUNKS_MAX).collect();
             self.outbox.message(self.id, &Message::Durable { records });
         }
-        if last {
-            self.state.change(|state| state.ended = true);
+        if target.reader.is_some() {
+            self.state.change(|state| state.unread.extend(unread));
         }
-        !last
+        true
     }
 }
 

@@ -10,9 +10,9 @@ use kvm_clone_agent::protocol::{
 
 use crate::failure::{errno, failure, refused};
 use crate::guard::{Change, Guard, check_path};
-use crate::image::{Access, Image};
 use crate::locks::Locks;
 use crate::outbox::Outbox;
+use crate::receive::Target;
 use crate::session::{Ordered, Silence, Stream, Streams};
 use crate::{counts, files, filesystem, hash, process, send, tools};
 
@@ -231,8 +231,8 @@ impl Worker {
             }
             (Request::ReceiveChunks(job), Stream::Incoming(receiver)) => {
                 self.check(Change::Path(&job.path))?;
-                let image = Image::open(&job.path, Some(job.inode), job.geometry, Access::Write)?;
-                self.spawn(id, false, move || receiver.run(&image))
+                let target = Target::open(&job)?;
+                self.spawn(id, false, move || receiver.run(&target))
             }
             (Request::OpenRelay { purpose }, Stream::Relay(relay)) => {
                 if purpose == RelayPurpose::Change {

@@ -108,7 +108,8 @@ fn speed() {
         destination.send(2, &Request::LockOwner { path: path(&owner) });
         destination.send(3, &Request::Allow { paths: vec![path(&to)] });
         let began = Instant::now();
-        destination.send(STREAM, &Request::ReceiveChunks(ReceiveJob { path: path(&to), inode, geometry }));
+        destination
+            .send(STREAM, &Request::ReceiveChunks(ReceiveJob { path: path(&to), inode, geometry, read_back: false }));
         let wanted = std::iter::once(0..geometry.chunk_count()).collect();
         let credit_bytes = RECEIVE_CREDIT_BYTES;
         source.send(

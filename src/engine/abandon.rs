@@ -3,6 +3,8 @@
 //!
 //! It needs no epoch of its own: the new name of the owner file outranks every epoch, and it is set under the owner lock.
 
+use std::collections::BTreeMap;
+
 use journal_format::{ControllerId, EventV1, StepV1};
 
 use super::{Ending, already_committed, attempt, refused};
@@ -73,6 +75,7 @@ pub fn abandon(
         source: None,
         record,
         bandwidth_limit_bytes_per_second: None,
+        read_back: BTreeMap::new(),
         counted: Counted::default(),
     };
     let ending = ended(give_up(&mut context, &giving_up.reason));

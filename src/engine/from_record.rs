@@ -4,6 +4,7 @@
 //! The past is written anew as it may have been (every step Started), in memory; from there on it is an attempt like any
 //! other, under the owner lock, with `rolling_back` in the owner file before the first undo. Broken off, it is run again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use journal_format::{
@@ -56,6 +57,7 @@ pub fn drive_from_record(
                 controller: recovery.controller.clone(),
                 keeps_record: !recovery.forget,
                 bandwidth_limit_bytes_per_second: None,
+                read_back: BTreeMap::new(),
                 counted: Counted::default(),
             };
             let ended = act(&mut context, &standing, recovery);

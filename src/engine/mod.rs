@@ -13,6 +13,8 @@ mod forward;
 mod from_record;
 pub mod table;
 
+use std::collections::BTreeMap;
+
 use journal_format::{
     AttemptPurpose, ControllerId, CountsV1, EventV1, FailureClassV1, FailureV1, FindingV1, ReopenCauseV1, StepRef,
     StepV1, owner::DirectionV1,
@@ -107,6 +109,7 @@ pub fn drive(
                 source: None,
                 record,
                 bandwidth_limit_bytes_per_second,
+                read_back: BTreeMap::new(),
                 counted: Counted { survey: settings.survey, source: None },
             };
             go(&mut context, &standing, settings)

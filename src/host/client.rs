@@ -1,6 +1,6 @@
 //! One agent, as the controller talks to it: requests with their replies, streams with their credit, signs of life.
 //!
-//! Two tasks own the pipes. Every request has a bound; once the agent is lost every call fails at once, and nothing
+//! Two tasks own the streams to it. Every request has a bound; once the agent is lost every call fails at once, and nothing
 //! reconnects. What was asked last before a loss may or may not have happened: the caller probes.
 
 mod reader;

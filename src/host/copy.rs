@@ -24,7 +24,7 @@ use crate::world::{
     BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, SinkClosed, ZeroChunks,
 };
 
-/// Bytes that the source may send ahead: all that a copy holds in memory here, but for one pipe's buffers.
+/// Bytes that the source may send ahead: all that a copy holds in memory here, but for one socket's buffers.
 const COPY_CREDIT_BYTES: u64 = CREDIT_BYTES_MAX;
 /// A copy or hash in which nothing moves for so long, though the agents live, is given up.
 const STALL_SECONDS_MAX: u64 = 120;
@@ -78,7 +78,9 @@ pub(super) async fn hash(
                 },
             };
             let taken = match event {
-                Event::Message(Message::Hashed { records }) => report(sink, &records),
+                Event::Message(Message::Hashed { records }) => {
+                    records.chunks(BATCH_CHUNKS_MAX).try_for_each(|batch| sink.chunks(batch))
+                }
                 Event::Message(Message::Holes { chunks }) => sink.holes(chunks),
                 Event::Message(Message::Ended(Ok(()))) => break,
                 Event::Message(Message::Ended(Err(failure))) => return Err(stream.fault(&failure)),
@@ -92,10 +94,6 @@ pub(super) async fn hash(
 
 fn geometry(geometry: ChunkGeometry) -> Geometry {
     Geometry { image_bytes: geometry.image_bytes, chunk_bytes: geometry.chunk_bytes }
-}
-
-fn report(sink: &mut dyn ChunkSink, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
-    records.chunks(BATCH_CHUNKS_MAX).try_for_each(|batch| sink.chunks(batch))
 }
 
 fn report_zeros(sink: &mut dyn ChunkSink, chunks: Range<u64>) -> Result<(), SinkClosed> {
@@ -137,7 +135,12 @@ async fn copy_part(
 ) -> Result<u64, Fault> {
     let geometry = geometry(job.geometry);
     let operation = format!("copy {} on {} to {} on {}", job.from, source.host(), job.to, destination.host());
-    let receive = Request::ReceiveChunks(ReceiveJob { path: job.to.clone(), inode: job.to_inode, geometry });
+    let receive = Request::ReceiveChunks(ReceiveJob {
+        path: job.to.clone(),
+        inode: job.to_inode,
+        geometry,
+        read_back: job.read_back,
+    });
     let receive = destination.open(&receive, &operation, RECEIVE_CREDIT_BYTES)?;
     let send = Request::SendChunks(SendJob {
         path: job.from.clone(),
@@ -298,7 +301,8 @@ impl Collecting {
                     }
                 }
                 event = self.receive.next() => match event {
-                    Ok(Event::Message(Message::Durable { records })) => self.take_durable(&records, sink),
+                    Ok(Event::Message(Message::Durable { records })) => self.take(&records, |batch| sink.chunks(batch)),
+                    Ok(Event::Message(Message::ReadBack { records })) => self.take(&records, |batch| sink.read_back(batch)),
                     Ok(Event::Message(Message::Ended(result))) => {
                         let result = result.map_err(|failure| self.receive.fault(&failure));
                         return self.ended(result, forwarded, sink).await;
@@ -341,9 +345,9 @@ impl Collecting {
         }
     }
 
-    fn take_durable(&mut self, records: &[ChunkRecordV1], sink: &mut dyn ChunkSink) {
+    fn take(&mut self, records: &[ChunkRecordV1], report: impl FnMut(&[ChunkRecordV1]) -> Result<(), SinkClosed>) {
         self.progress.moved();
-        if !self.sink_is_closed() && report(sink, records).is_err() {
+        if !self.sink_is_closed() && records.chunks(BATCH_CHUNKS_MAX).try_for_each(report).is_err() {
             self.reason = Some(sink_closed(&self.receive));
         }
     }

@@ -1,4 +1,4 @@
-//! The two pipes to an agent, whatever they are made of: a channel of an ssh connection, or a child's stdin and stdout.
+//! The two streams to an agent, whatever they are made of: a channel of an ssh connection, or a child's socket.
 //!
 //! Bytes only; nothing here knows the protocol. What the other end says on stderr is kept, bounded, for messages.
 
@@ -11,15 +11,16 @@ use bytes::{Bytes, BytesMut};
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
 use tokio::task::JoinHandle;
 
 use super::ssh::SshLink;
 
 /// Bytes of stderr that are kept: the last ones.
 const STDERR_BYTES_MAX: usize = 4096;
-/// What a pipe is set to hold, in bytes, and a block of the buffer that frames are cut from.
-pub(super) const PIPE_BYTES: usize = 1 << 20;
+/// A block of the buffer that frames are cut from, in bytes.
+const BLOCK_BYTES: usize = 1 << 20;
 /// Room in the buffer below which a new block is begun.
 const ROOM_BYTES_MIN: usize = 64 << 10;
 /// Bytes given to ssh at once. Larger pieces have met bugs around rekeying.
@@ -34,7 +35,7 @@ pub(super) enum Outgoing {
     /// Through ssh.
     Ssh(ChannelWriteHalf<Msg>),
     /// A child's stdin.
-    Pipe(ChildStdin),
+    Socket(OwnedWriteHalf),
 }
 
 /// From the agent.
@@ -42,10 +43,10 @@ pub(super) enum Incoming {
     /// Through ssh, with stderr beside.
     Ssh(ChannelReadHalf),
     /// A child's stdout.
-    Pipe(ChildStdout),
+    Socket(OwnedReadHalf),
 }
 
-/// What must live as long as the pipes do.
+/// What must live as long as the streams do.
 pub(super) enum Lifeline {
     /// The ssh connection.
     Ssh(Box<SshLink>),
@@ -53,7 +54,7 @@ pub(super) enum Lifeline {
     Child(Box<Child>, JoinHandle<()>),
 }
 
-/// Both pipes and what belongs to them.
+/// Both streams and what belongs to them.
 pub(super) struct Transport {
     /// Towards the agent.
     pub(super) outgoing: Outgoing,
@@ -76,7 +77,7 @@ impl Outgoing {
                 }
                 Ok(())
             }
-            Self::Pipe(pipe) => pipe.write_all(&bytes).await.map_err(|error| error.to_string()),
+            Self::Socket(socket) => socket.write_all(&bytes).await.map_err(|error| error.to_string()),
         }
     }
 
@@ -85,7 +86,7 @@ impl Outgoing {
         match self {
             // An error means that the connection is gone, which ends the agent as well.
             Self::Ssh(channel) => drop(channel.eof().await),
-            Self::Pipe(pipe) => drop(pipe),
+            Self::Socket(socket) => drop(socket),
         }
     }
 }
@@ -113,9 +114,9 @@ impl Incoming {
                     Some(_) => {}
                 }
             },
-            Self::Pipe(pipe) => {
+            Self::Socket(socket) => {
                 make_room(into, ROOM_BYTES_MIN);
-                Ok(pipe.read_buf(into).await? > 0)
+                Ok(socket.read_buf(into).await? > 0)
             }
         }
     }
@@ -132,12 +133,12 @@ impl Incoming {
 /// Begins a new block when the old one is nearly used up: a few frames share each, and none is moved more than once.
 fn make_room(buffer: &mut BytesMut, bytes: usize) {
     if buffer.capacity() - buffer.len() < bytes {
-        buffer.reserve(bytes.max(PIPE_BYTES));
+        buffer.reserve(bytes.max(BLOCK_BYTES));
     }
 }
 
 impl Lifeline {
-    /// Ends what is left, once the pipes are closed; the agent is gone when it returns, unless it hangs.
+    /// Ends what is left, once the streams are closed; the agent is gone when it returns, unless it hangs.
     pub(super) async fn end(self) {
         match self {
             Self::Ssh(link) => link.close().await,

@@ -1,9 +1,10 @@
 //! What a step may use: the plan, what happened so far, the two hosts, the ledger.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use journal_format::{
-    CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, StepRef, StepV1,
+    ChunkState, CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, StepRef, StepV1,
 };
 
 use super::host_record::HostRecord;
@@ -32,6 +33,8 @@ pub struct Context<'a> {
     pub keeps_record: bool,
     /// Image bytes per second at most.
     pub bandwidth_limit_bytes_per_second: Option<u64>,
+    /// Chunks of each staged image that were read back from the disk while it was copied, in this attempt, and not judged yet.
+    pub read_back: BTreeMap<u32, BTreeMap<u64, ChunkState>>,
     /// What agents that are gone by now did.
     pub counted: Counted,
 }

@@ -50,6 +50,7 @@ impl Step for TransferImage {
         let missing_bytes = transfer::bytes_of(geometry, &wanted);
         let to_inode = self.right_size(context, geometry)?.inode;
         let patches = patches(context, self.image)?;
+        context.read_back.remove(&self.image);
         let image = context.image(self.image)?;
         let source = context.recorder.history().sources.get(self.image as usize);
         let job = CopyJob {
@@ -65,6 +66,7 @@ impl Step for TransferImage {
             } else {
                 ZeroChunks::Skip
             },
+            read_back: context.plan.request.options.verify,
             bandwidth_limit_bytes_per_second: context.bandwidth_limit_bytes_per_second,
         };
         let mut sink = LedgerSink::new(&mut context.recorder, step, self.image, geometry, missing_bytes);
@@ -73,7 +75,9 @@ impl Step for TransferImage {
         if let Some(error) = sink.error {
             return Err(error.into());
         }
+        let read_back = sink.read_back;
         let summary = copied?;
+        context.read_back.insert(self.image, read_back);
         context.destination.sync(&job.to)?;
 
         let ledger = context.recorder.chunks(self.image)?;

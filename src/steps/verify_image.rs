@@ -1,4 +1,5 @@
-//! A check: the staged image is read back from the disk, not from memory. What differs is sent again, once.
+//! A check: the staged image is read back from the disk, not from memory: in part while it was copied, and the rest here. What
+//! differs is sent again, once.
 
 use journal_format::{OutcomeV1, ReopenCauseV1, StepV1};
 
@@ -6,7 +7,7 @@ use super::transfer_image::is_unchanged;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
-use crate::transfer::{CompareSink, manifest};
+use crate::transfer::{self, CompareSink, manifest};
 use crate::world::HashJob;
 
 pub(super) struct VerifyImage {
@@ -51,15 +52,19 @@ impl Step for VerifyImage {
         let stat = host
             .stat(&path)?
             .ok_or_else(|| Failure::suspend(format!("{path} on {} is gone", host.name()), "resume makes it again"))?;
+        // What was read back is known of the image as the transfer left it.
+        let unchanged = context.outcome_of(earlier).is_some_and(|outcome| is_unchanged(outcome, &stat));
+        let read_back = context.read_back.remove(&self.image).filter(|_| unchanged).unwrap_or_default();
         let job = HashJob {
             path: path.clone(),
             inode: Some(stat.inode),
             geometry,
-            wanted: std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect(),
+            wanted: transfer::missing(geometry, &read_back),
             patches: Vec::new(),
             reread: true,
         };
         let mut sink = CompareSink::new(&mut context.recorder, step, &ledger, geometry, geometry.image_bytes);
+        sink.take_known(&read_back);
         host.hash_chunks(&job, &mut sink)?;
         let differing = sink.differing;
         let Some(first) = differing.first() else {

@@ -61,6 +61,8 @@ pub struct LedgerSink<'r, 'a> {
     progress: Progress,
     /// Bytes of what is missing and turned out to be holes of the source.
     pub hole_bytes: u64,
+    /// What was read back already.
+    pub read_back: BTreeMap<u64, ChunkState>,
     /// Why the ledger could not be written, if so.
     pub error: Option<JournalError>,
 }
@@ -77,7 +79,7 @@ impl<'r, 'a> LedgerSink<'r, 'a> {
         let progress =
             Progress { step, done_bytes: geometry.image_bytes - missing_bytes, total_bytes: geometry.image_bytes };
         recorder.observer.progress(&progress);
-        Self { recorder, image, geometry, progress, hole_bytes: 0, error: None }
+        Self { recorder, image, geometry, progress, hole_bytes: 0, read_back: BTreeMap::new(), error: None }
     }
 
     fn advance(&mut self, bytes: u64) {
@@ -100,6 +102,11 @@ impl ChunkSink for LedgerSink<'_, '_> {
         let bytes = bytes_of(self.geometry, &[chunks]);
         self.hole_bytes += bytes;
         self.advance(bytes);
+        Ok(())
+    }
+
+    fn read_back(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        self.read_back.extend(records.iter().map(|record| (record.index, record.state)));
         Ok(())
     }
 }
@@ -126,17 +133,26 @@ impl<'r, 'a> CompareSink<'r, 'a> {
         let progress = Progress { step, done_bytes: 0, total_bytes };
         Self { recorder, expected, geometry, progress, differing: BTreeSet::new() }
     }
+
+    /// What was read before.
+    pub fn take_known(&mut self, read: &BTreeMap<u64, ChunkState>) {
+        self.compare(read.iter().map(|(index, state)| (*index, *state)));
+    }
+
+    fn compare(&mut self, read: impl IntoIterator<Item = (u64, ChunkState)>) {
+        for (index, state) in read {
+            if self.expected.get(&index).copied().unwrap_or(ChunkState::Zero) != state {
+                self.differing.insert(index);
+            }
+            self.progress.done_bytes += self.geometry.chunk_len(index);
+        }
+        self.recorder.observer.progress(&self.progress);
+    }
 }
 
 impl ChunkSink for CompareSink<'_, '_> {
     fn chunks(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
-        for record in records {
-            if self.expected.get(&record.index).copied().unwrap_or(ChunkState::Zero) != record.state {
-                self.differing.insert(record.index);
-            }
-            self.progress.done_bytes += self.geometry.chunk_len(record.index);
-        }
-        self.recorder.observer.progress(&self.progress);
+        self.compare(records.iter().map(|record| (record.index, record.state)));
         Ok(())
     }
 

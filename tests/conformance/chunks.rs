@@ -1,6 +1,6 @@
 //! Copying and hashing images by chunks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
@@ -49,6 +49,7 @@ fn flat(size: u64, extents: &[(u64, Vec<u8>)]) -> Vec<u8> {
 struct Seen {
     chunks: BTreeMap<u64, ChunkState>,
     holes: Vec<u64>,
+    read_back: BTreeSet<u64>,
     calls_left: Option<u32>,
 }
 
@@ -84,6 +85,15 @@ impl ChunkSink for Seen {
     fn holes(&mut self, chunks: Range<u64>) -> Result<(), SinkClosed> {
         self.count()?;
         self.holes.extend(chunks);
+        Ok(())
+    }
+
+    fn read_back(&mut self, records: &[ChunkRecordV1]) -> Result<(), SinkClosed> {
+        assert!(!records.is_empty() && records.len() <= BATCH_CHUNKS_MAX);
+        for record in records {
+            assert_eq!(self.chunks.get(&record.index), Some(&record.state), "chunk {} read back", record.index);
+            assert!(self.read_back.insert(record.index), "chunk {} read back twice", record.index);
+        }
         Ok(())
     }
 }
@@ -189,15 +199,18 @@ fn copy_job(owner: &Owner, ground: &dyn Ground, zero_chunks: ZeroChunks) -> Copy
         wanted: vec![0..geometry.chunk_count()],
         patches: Vec::new(),
         zero_chunks,
+        read_back: false,
         bandwidth_limit_bytes_per_second: None,
     }
 }
 
 fn a_copy_is_the_image_and_stays_sparse(ground: &dyn Ground) {
     let owner = Owner::new(ground);
-    let job = copy_job(&owner, ground, ZeroChunks::Skip);
+    let job = CopyJob { read_back: true, ..copy_job(&owner, ground, ZeroChunks::Skip) };
     let mut seen = Seen::default();
     let summary = ground.world().copy_chunks(&job, &mut seen).unwrap();
+    let data = seen.chunks.iter().filter(|(_, state)| **state != ChunkState::Zero).map(|(index, _)| *index);
+    assert_eq!(seen.read_back, data.collect(), "all data is read back, and nothing else");
     let (size, extents) = odd_image();
     let image = flat(size, &extents);
     assert_eq!(ground.get(Side::Destination, &job.to).unwrap(), image);
@@ -322,6 +335,7 @@ fn a_device_is_read_whole(ground: &dyn Ground) {
         wanted: job.wanted,
         patches: Vec::new(),
         zero_chunks: ZeroChunks::Skip,
+        read_back: false,
         bandwidth_limit_bytes_per_second: None,
     };
     let mut seen = Seen::default();

@@ -70,6 +70,7 @@ pub fn job(pair: &Pair, size: u64, inode: Inode) -> CopyJob {
         wanted: vec![0..geometry.chunk_count()],
         patches: Vec::new(),
         zero_chunks: ZeroChunks::Skip,
+        read_back: true,
         bandwidth_limit_bytes_per_second: None,
     }
 }

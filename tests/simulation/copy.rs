@@ -172,6 +172,18 @@ impl Copy<'_> {
         let path = self.job.to.clone();
         let told = || format!("fdatasync {}", self.job.to);
         self.destination.look(&told, move |machine, _| machine.files.sync_data(&path))?;
-        self.sink.chunks(&std::mem::take(&mut self.unsynced)).map_err(|_| self.closed())
+        let durable = std::mem::take(&mut self.unsynced);
+        self.sink.chunks(&durable).map_err(|_| self.closed())?;
+        if !self.job.read_back {
+            return Ok(());
+        }
+        let mut records = Vec::new();
+        for ChunkRecordV1 { index, .. } in durable.iter().filter(|record| record.state != ChunkState::Zero) {
+            let CopyJob { to, to_inode, geometry, .. } = self.job;
+            let (bytes, _) = read_chunk(self.destination, to, Some(*to_inode), *geometry, *index, &[])?;
+            self.destination.world.has_read_back(to, *index);
+            records.push(ChunkRecordV1 { index: *index, state: state_of(*geometry, *index, &bytes) });
+        }
+        self.sink.read_back(&records).map_err(|_| self.closed())
     }
 }

@@ -239,8 +239,12 @@ impl Strangers {
         let path = &self.plan.images[disk].staging_path;
         let files = &mut core.machine_mut(Side::Destination).files;
         let size = files.stat(path).map_or(0, |stat| stat.size);
-        if size > 0 && self.is_unread(disk) {
-            files.decay(path, seed.below(size));
+        if size == 0 || !self.is_unread(disk) {
+            return;
+        }
+        let position = seed.below(size);
+        if !core.is_read_back(path, position / u64::from(self.plan.request.options.chunk_size_bytes)) {
+            core.machine_mut(Side::Destination).files.decay(path, position);
             self.decay();
         }
     }

@@ -46,6 +46,7 @@ impl<'a> Attempt<'a> {
             source: Some(source),
             bandwidth_limit_bytes_per_second: None,
             keeps_record: false,
+            read_back: std::collections::BTreeMap::new(),
             counted: Counted::default(),
         };
         let epoch = journal_format::Epoch(1);

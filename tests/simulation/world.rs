@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ struct Controller {
     alive: bool,
     interrupted: bool,
     trace: Option<Vec<String>>,
+    /// Staged images and their chunks that were read back while they were copied.
+    read_back: BTreeSet<(String, u64)>,
 }
 
 /// Called after everything that changed something: what it returns is a broken promise.
@@ -65,6 +67,12 @@ fn index(side: Side) -> usize {
 }
 
 impl Core {
+    /// Has a controller that lives read this chunk of a staged image back?
+    pub fn is_read_back(&self, path: &str, chunk: u64) -> bool {
+        let read = (path.to_owned(), chunk);
+        self.controllers.iter().any(|controller| controller.alive && controller.read_back.contains(&read))
+    }
+
     pub fn machine(&self, side: Side) -> &Machine {
         &self.machines[index(side)]
     }
@@ -173,6 +181,7 @@ impl SimWorld {
             alive: true,
             interrupted: false,
             trace: None,
+            read_back: BTreeSet::new(),
         });
         Self { core: Rc::clone(&self.core), controller: core.controllers.len() - 1 }
     }
@@ -190,6 +199,11 @@ impl SimWorld {
     /// A number in `0..bound` that the world's seed decides.
     pub fn draw(&self, bound: u64) -> u64 {
         self.core.borrow_mut().seed.below(bound)
+    }
+
+    /// This life has read back a chunk of a staged image.
+    pub fn has_read_back(&self, path: &str, chunk: u64) {
+        self.core.borrow_mut().controllers[self.controller].read_back.insert((path.to_owned(), chunk));
     }
 
     /// Everything that was planned to go wrong did.

@@ -24,14 +24,15 @@ const POLL: Duration = Duration::from_millis(1);
 #[derive(Default)]
 struct Told {
     durable: Vec<ChunkRecordV1>,
+    read_back: Vec<ChunkRecordV1>,
     holes: Vec<Range<u64>>,
     zeros: Vec<Range<u64>>,
     sent_bytes: u64,
 }
 
-fn receive(destination: &mut Destination, path: &str, geometry: Geometry) -> u32 {
+fn receive(destination: &mut Destination, path: &str, geometry: Geometry, read_back: bool) -> u32 {
     let inode = inode_of(path);
-    destination.client.send(&Request::ReceiveChunks(ReceiveJob { path: path.into(), inode, geometry }))
+    destination.client.send(&Request::ReceiveChunks(ReceiveJob { path: path.into(), inode, geometry, read_back }))
 }
 
 /// Copies as the controller does: grants the source what the destination granted.
@@ -45,7 +46,7 @@ fn copy(
     punch: bool,
 ) -> Told {
     let mut told = Told::default();
-    let to_id = receive(destination, to, geometry);
+    let to_id = receive(destination, to, geometry, true);
     let credit_bytes = RECEIVE_CREDIT_BYTES / 2;
     let from_id = source.send(&Request::SendChunks(SendJob {
         path: text(from),
@@ -90,6 +91,11 @@ fn copy(
                 Event::Message(Message::Durable { records }) => {
                     assert!(!records.is_empty() && records.len() <= BATCH_CHUNKS_MAX);
                     told.durable.extend(records);
+                }
+                Event::Message(Message::ReadBack { records }) => {
+                    assert!(!records.is_empty() && records.len() <= BATCH_CHUNKS_MAX);
+                    assert!(records.iter().all(|record| told.durable.contains(record)), "before it was durable");
+                    told.read_back.extend(records);
                 }
                 Event::Message(Message::Ended(end)) => {
                     end.unwrap();
@@ -142,6 +148,13 @@ fn an_image_arrives_whole_and_sparse() {
             records.sort_unstable_by_key(|record| record.index);
             let plain = ChunkValue(*blake3::hash(&fs::read(&from).unwrap()).as_bytes());
             assert_eq!(root(geometry, &records), Some(plain), "{geometry:?}");
+
+            // All of what was sent was read back, once.
+            let by_index = |mut records: Vec<ChunkRecordV1>| {
+                records.sort_unstable_by_key(|record| record.index);
+                records
+            };
+            assert_eq!(by_index(told.read_back), by_index(told.durable.clone()), "{geometry:?}");
 
             // The bytes of holes and zeros were neither sent nor allocated.
             let data_bytes: u64 = told.durable.iter().map(|r| u64::from(geometry.chunk_len(r.index))).sum();
@@ -238,7 +251,7 @@ fn receiving(geometry: Geometry) -> (Destination, String, u32) {
     let mut destination = Destination::locked();
     let to = destination.path("copy");
     File::create(&to).unwrap().set_len(geometry.image_bytes).unwrap();
-    let id = receive(&mut destination, &to, geometry);
+    let id = receive(&mut destination, &to, geometry, false);
     (destination, to, id)
 }
 
@@ -349,7 +362,8 @@ fn a_controller_that_ignores_the_credit_is_cut_off() {
 fn a_stranger_in_the_images_place_is_not_written() {
     let mut destination = Destination::locked();
     let path = destination.path("copy");
-    let job = |inode, geometry| Request::ReceiveChunks(ReceiveJob { path: path.clone(), inode, geometry });
+    let job =
+        |inode, geometry| Request::ReceiveChunks(ReceiveJob { path: path.clone(), inode, geometry, read_back: false });
     assert_eq!(destination.client.kind(job(Inode(1), SMALL)), Some(FailureKind::NotFound));
     fs::write(&path, vec![1; 65_536]).unwrap();
     let inode = inode_of(&path);

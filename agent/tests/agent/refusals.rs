@@ -23,7 +23,7 @@ fn changes(path: &str, inode: Inode) -> Vec<Request> {
         Request::Rename { from: path(), to: format!("{}.new", path()) },
         Request::Unlink { path: path(), inode },
         Request::RemoveDir { path: path() },
-        Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry }),
+        Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry, read_back: false }),
     ]
 }
 

@@ -91,7 +91,7 @@ fn requests() -> Vec<Request> {
             credit_bytes: 32 << 20,
             patches: Vec::new(),
         }),
-        Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY }),
+        Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY, read_back: true }),
         Request::OpenRelay { purpose: RelayPurpose::Look },
         Request::OpenRelay { purpose: RelayPurpose::Change },
         Request::UnlinkUnused { path: path(), inode },
@@ -225,7 +225,8 @@ fn messages(failure: Failure) -> Vec<Message> {
         Message::Zeros { chunks: 4..300 },
         Message::Punch { chunks: 4..300 },
         Message::Finish,
-        Message::Durable { records },
+        Message::Durable { records: records.clone() },
+        Message::ReadBack { records },
         Message::Opened,
         Message::Ended(Err(failure)),
     ]
@@ -239,6 +240,7 @@ fn message_name(message: &Message) -> &'static str {
         Message::Punch { .. } => "punch",
         Message::Finish => "finish",
         Message::Durable { .. } => "durable",
+        Message::ReadBack { .. } => "read-back",
         Message::Opened => "opened",
         Message::Ended(_) => "ended",
     }
