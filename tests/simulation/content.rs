@@ -68,6 +68,11 @@ impl Content {
         self.read(0, self.size)
     }
 
+    /// Is this text somewhere in it?
+    pub fn contains(&self, text: &str) -> bool {
+        self.bytes().windows(text.len()).any(|part| part == text.as_bytes())
+    }
+
     /// Writes, growing the file where needed.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         let end = offset + bytes.len() as u64;

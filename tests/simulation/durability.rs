@@ -51,6 +51,7 @@ impl Filesystem {
     /// `fdatasync`: the bytes and the size, but not the times.
     pub fn sync_data(&mut self, path: &str) -> Result<(), Refusal> {
         let id = self.expect(path)?;
+        self.syncs += 1;
         let body = self.live[&id].body.clone();
         let on_disk = self.disk.get_mut(&id).expect("every live node has a place on the disk");
         Rc::make_mut(on_disk).body = body;
@@ -72,6 +73,7 @@ impl Filesystem {
     }
 
     fn sync_node(&mut self, id: NodeId) {
+        self.syncs += 1;
         if !matches!(self.live[&id].body, Body::Directory(_)) {
             self.disk.insert(id, self.live[&id].clone());
             return;

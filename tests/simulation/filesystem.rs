@@ -80,6 +80,8 @@ pub struct Filesystem {
     /// Block devices: their bytes are kept like a file's, without holes, and no time says when they were written.
     pub devices: BTreeSet<NodeId>,
     pub now_ns: i128,
+    /// Grows whenever something becomes durable.
+    pub syncs: u64,
     /// Whoever changes files dies after so many changes more.
     changes_left: Option<u64>,
 }
@@ -115,6 +117,7 @@ impl Filesystem {
             open: BTreeSet::new(),
             devices: BTreeSet::new(),
             now_ns: 0,
+            syncs: 0,
             changes_left: None,
         };
         for (index, (path, kind, capacity_bytes)) in mounts.iter().enumerate() {
@@ -222,13 +225,16 @@ impl Filesystem {
         let mut rest: Vec<String> = path.split('/').rev().filter(|n| !n.is_empty()).map(str::to_owned).collect();
         let mut real = String::new();
         let mut followed = 0;
+        // What is at `real`, so that no path is walked anew for each of its names.
+        let mut at = self.node_at("/");
         while let Some(name) = rest.pop() {
             if name == ".." {
                 real.truncate(real.rfind('/').unwrap_or(0));
+                at = self.node_at(&real);
                 continue;
             }
             let here = format!("{real}/{name}");
-            let node = self.node_at(&here);
+            let node = self.node_below(at, &here, &name);
             if let (Some(id), true) = (node, follow_last || !rest.is_empty())
                 && let Body::Symlink(target) = &self.live[&id].body
             {
@@ -238,18 +244,32 @@ impl Filesystem {
                 }
                 if target.starts_with('/') {
                     real.clear();
+                    at = self.node_at("/");
                 }
                 rest.extend(target.split('/').rev().filter(|n| !n.is_empty() && *n != ".").map(str::to_owned));
                 continue;
             }
             real = here;
+            at = node;
         }
         Some(if real.is_empty() { "/".to_owned() } else { real })
     }
 
     /// The node at a path, symlinks on the way followed, the last name not.
     pub fn find(&self, path: &str) -> Option<NodeId> {
-        self.node_at(&self.real(path, false)?)
+        // A path that leads somewhere by names of directories alone has no symlink in it.
+        self.node_at(path).or_else(|| self.node_at(&self.real(path, false)?))
+    }
+
+    /// What has this name in a directory, or is mounted over it.
+    fn node_below(&self, directory: Option<NodeId>, path: &str, name: &str) -> Option<NodeId> {
+        if let Some(mount) = self.mounts.iter().position(|mount| mount.path == path) {
+            return Some(NodeId { mount, inode: ROOT_INODE });
+        }
+        match &self.live.get(&directory?)?.body {
+            Body::Directory(entries) => entries.get(name).copied(),
+            _ => None,
+        }
     }
 
     fn parent(&self, path: &str) -> Result<(NodeId, String), Refusal> {

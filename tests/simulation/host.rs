@@ -149,8 +149,14 @@ impl SimHost {
         effect: impl FnOnce(&mut Machine, usize) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         self.world.with(|core| {
+            let syncs = core.machine(self.side).files.syncs;
             let done = effect(core.machine_mut(self.side), self.agent);
-            if !matches!(kind, Kind::AskLibvirt) {
+            let only_looked = match kind {
+                Kind::AskLibvirt => true,
+                Kind::Look => core.machine(self.side).files.syncs == syncs,
+                Kind::Change(_) | Kind::TellLibvirt => false,
+            };
+            if !only_looked {
                 core.look();
             }
             done

@@ -36,13 +36,11 @@ impl Oracle {
         let Some(old) = self.plan.replaced.as_ref().filter(|_| !self.old_touched) else { return Ok(()) };
         let files = &machine.files;
         let name = &self.plan.request.new_name;
-        let text = |content: Option<&Content>| {
-            content.map(|content| String::from_utf8_lossy(&content.bytes()).into_owned()).unwrap_or_default()
-        };
+        let names = |content: Option<&Content>, uuid: &str| content.is_some_and(|content| content.contains(uuid));
         let path = self.old_definition_path();
         let uuid = old.uuid.to_string();
         let defined = machine.libvirt.domains.get(&old.uuid).is_some_and(|domain| domain.definition.name == *name);
-        let durably_defined = text(files.durable_content(&path)).contains(&uuid);
+        let durably_defined = names(files.durable_content(&path), &uuid);
         let at = |path: &String, file: &OldFileV1| files.stat(path).is_some_and(|stat| stat.inode == file.stamp.inode);
         let there = old.files.iter().all(|file| places(old, file).iter().any(|path| at(path, file)));
         let durably = |file: &OldFileV1| places(old, file).iter().any(|path| files.durable_node(path).is_some());
@@ -59,7 +57,7 @@ impl Oracle {
             return Ok(());
         }
         let clone = self.plan.clone_uuid.to_string();
-        if text(files.content(&path)).contains(&clone) && text(files.durable_content(&path)).contains(&clone) {
+        if names(files.content(&path), &clone) && names(files.durable_content(&path), &clone) {
             return Ok(());
         }
         Err("files of the old VM are deleted, and the clone has not got its name durably".to_owned())

@@ -189,9 +189,7 @@ impl Oracle {
         let defined = clone.is_some();
         self.ran |= clone.is_some_and(|clone| clone.active);
         let uuid = self.plan.clone_uuid.to_string();
-        let ours = |content: Option<&Content>| {
-            content.is_some_and(|content| String::from_utf8_lossy(&content.bytes()).contains(&uuid))
-        };
+        let ours = |content: Option<&Content>| content.is_some_and(|content| content.contains(&uuid));
         let definitions = self.definition_paths();
         let definition_is_durable = definitions.iter().any(|path| ours(files.durable_content(path)));
         let marked = files.stat(&self.record("committed")).is_some();
@@ -325,7 +323,7 @@ impl Oracle {
             StepV1::DefineDomain => {
                 let definitions = self.definition_paths();
                 let uuid = self.plan.clone_uuid.to_string();
-                let is_there = |path: &String| String::from_utf8_lossy(&text(path)).contains(&uuid);
+                let is_there = |path: &String| files.durable_content(path).is_some_and(|text| text.contains(&uuid));
                 (definitions.join(" or "), definitions.iter().any(is_there))
             }
             StepV1::StopOldVm => {
