@@ -22,16 +22,16 @@ impl CleanUpStep for RetireOldVm {
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let (old, host, name) = (replaced(&context.plan)?, &context.destination, &context.plan.request.new_name);
         let stale = is_stale(host.as_ref(), name, old.uuid)?;
+        // The next domain of that name would start with the host. A power cut brings the link back, of a kept VM too.
+        let dangling = host.domain_named(name)?.is_none() && host.stat(&autostart_link(name))?.is_some();
         let Some(domain) = host.domain(old.uuid)? else {
             if lost(context)?.is_some() {
                 return Ok(Probe::Partial);
             }
-            // The next domain of that name would start with the host.
-            let dangling = host.domain_named(name)?.is_none() && host.stat(&autostart_link(name))?.is_some();
             return Ok(if stale || dangling { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) });
         };
         if domain.brief.name == old.kept_name {
-            let whole = !stale && !old_variables::have_both_names(context, old)?;
+            let whole = !stale && !dangling && !old_variables::have_both_names(context, old)?;
             return Ok(if whole { Probe::Ours(kept(context, old)) } else { Probe::Partial });
         }
         if domain.brief.name != *name {

@@ -6,6 +6,7 @@ use kvm_clone::world::Side;
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
+use crate::old_vm::OldVm;
 use crate::scene::{Scene, Shape};
 use crate::world::SimWorld;
 
@@ -53,6 +54,22 @@ fn a_staged_image_that_lost_its_size_gets_it_again() {
         let cut = |history: &mut History| history.cut_power(Side::Destination, survival);
         let faults = FaultPlan::at(made, Fault::Crash, Effect::First);
         lived(shape, seed, faults, &cut, AttemptPurpose::Resume, &|_| Ok(()));
+    }
+}
+
+/// A kept old VM had given its name up durably, and the power brought its autostart link back. The next attempt died once the name
+/// was given up whole, and the one after it saw nothing left to do: the clone got that name, and would have started with its host.
+#[test]
+fn what_started_the_old_vm_with_its_host_does_not_start_the_clone() {
+    let old = OldVm { keep: true, ..OldVm::running() };
+    let shape = Shape { disks: 1, autostart: false, start: false, old: Some(old), ..Shape::plain() };
+    let cut = operation(shape, SEED, "destination: stat /etc/libvirt/qemu/autostart");
+    for crash in 0..80 {
+        let faults = FaultPlan::at(cut, Fault::PowerCut(Side::Destination, Survival::Nothing), Effect::Never);
+        let crashed = |history: &mut History| {
+            history.live(AttemptPurpose::Resume, FaultPlan::at(crash, Fault::Crash, Effect::First));
+        };
+        lived(shape, SEED, faults, &crashed, AttemptPurpose::Resume, &|_| Ok(()));
     }
 }
 

@@ -21,7 +21,9 @@ use crate::scene::{CLONE_NAME, IMAGES, Shape, definition};
 const SEED: u64 = 12;
 
 fn shape(old: OldVm) -> Shape {
-    Shape { disks: 1, two_directories: false, autostart: true, start: false, old: Some(old), ..Shape::plain() }
+    // What one of the two has shows on the other, if it gets there.
+    let autostart = !old.autostart;
+    Shape { disks: 1, two_directories: false, autostart, start: false, old: Some(old), ..Shape::plain() }
 }
 
 /// What old VMs there are.
