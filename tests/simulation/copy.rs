@@ -184,6 +184,9 @@ impl Copy<'_> {
             self.destination.world.has_read_back(to, *index);
             records.push(ChunkRecordV1 { index: *index, state: state_of(*geometry, *index, &bytes) });
         }
+        if records.is_empty() {
+            return Ok(());
+        }
         self.sink.read_back(&records).map_err(|_| self.closed())
     }
 }
