@@ -50,7 +50,6 @@ impl Step for TransferImage {
         let missing_bytes = transfer::bytes_of(geometry, &wanted);
         let to_inode = self.right_size(context, geometry)?.inode;
         let patches = patches(context, self.image)?;
-        context.read_back.remove(&self.image);
         let image = context.image(self.image)?;
         let source = context.recorder.history().sources.get(self.image as usize);
         let job = CopyJob {
