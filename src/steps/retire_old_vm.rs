@@ -11,6 +11,7 @@ use super::old_vm::{
 use super::set_autostart::LIBVIRT_AUTOSTART;
 use super::{CleanUpStep, Context, Probe, old_variables};
 use crate::failure::Failure;
+use crate::world::FileStat;
 
 pub(super) struct RetireOldVm;
 
@@ -22,16 +23,16 @@ impl CleanUpStep for RetireOldVm {
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let (old, host, name) = (replaced(&context.plan)?, &context.destination, &context.plan.request.new_name);
         let stale = is_stale(host.as_ref(), name, old.uuid)?;
-        // The next domain of that name would start with the host. A power cut brings the link back, of a kept VM too.
-        let dangling = host.domain_named(name)?.is_none() && host.stat(&autostart_link(name))?.is_some();
         let Some(domain) = host.domain(old.uuid)? else {
             if lost(context)?.is_some() {
                 return Ok(Probe::Partial);
             }
-            return Ok(if stale || dangling { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) });
+            let whole = !stale && left_autostart_link(context)?.is_none();
+            return Ok(if whole { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Partial });
         };
         if domain.brief.name == old.kept_name {
-            let whole = !stale && !dangling && !old_variables::have_both_names(context, old)?;
+            let whole =
+                !stale && left_autostart_link(context)?.is_none() && !old_variables::have_both_names(context, old)?;
             return Ok(if whole { Probe::Ours(kept(context, old)) } else { Probe::Partial });
         }
         if domain.brief.name != *name {
@@ -76,9 +77,7 @@ impl CleanUpStep for RetireOldVm {
             host.sync(LIBVIRT_DEFINITIONS)?;
             old_variables::drop_first_name(context, old)?;
         }
-        if host.domain_named(name)?.is_none()
-            && let Some(link) = host.stat(&autostart_link(name))?
-        {
+        if let Some(link) = left_autostart_link(context)? {
             host.unlink(&autostart_link(name), link.inode)?;
         }
         Ok(if host.domain(old.uuid)?.is_some() { kept(context, old) } else { OutcomeV1::Nothing })
@@ -95,6 +94,12 @@ impl CleanUpStep for RetireOldVm {
     fn lands_late(&self) -> bool {
         true
     }
+}
+
+/// The link by which the next domain of that name would start with its host. A power cut brings it back, of a kept VM too.
+fn left_autostart_link(context: &Context) -> Result<Option<FileStat>, Failure> {
+    let (host, name) = (&context.destination, &context.plan.request.new_name);
+    Ok(if host.domain_named(name)?.is_none() { host.stat(&autostart_link(name))? } else { None })
 }
 
 /// The kept VM's definition, if a power cut tore its renaming and left neither name.
