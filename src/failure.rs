@@ -103,7 +103,7 @@ impl From<Fault> for Failure {
                 Self::suspend(message, "when the host answers again, resume")
             }
             FaultKind::Unusable => Self::suspend(message, "make the host reachable as the message says, then resume"),
-            FaultKind::Interrupted => Self::suspend("interrupted", "resume to go on, rollback to undo"),
+            FaultKind::Interrupted => Self::suspend(fault.detail, "resume to go on, rollback to undo"),
             FaultKind::Fenced => Self::held(message, "another attempt has taken over this transaction"),
             FaultKind::Sink => Self::suspend(message, "resume"),
         }

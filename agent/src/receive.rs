@@ -316,7 +316,8 @@ impl Receiver {
         for records in read_back.chunks(BATCH_CHUNKS_MAX) {
             self.outbox.message(self.id, &Message::ReadBack { records: records.to_vec() });
         }
-        if let Err(failed) = target.image.sync() {
+        let is_new = !written.is_empty() || !zeroed.is_empty();
+        if is_new && let Err(failed) = target.image.sync() {
             self.fail(failed);
             return false;
         }

@@ -93,7 +93,7 @@ impl CliError {
     /// A host that cannot be used as asked, before there is a transaction: nothing was touched.
     pub fn before_begun(fault: &Fault) -> Self {
         let message = match fault.kind {
-            FaultKind::Interrupted => "interrupted; nothing was touched".to_owned(),
+            FaultKind::Interrupted => format!("{}; nothing was touched", fault.detail),
             _ => fault.to_string(),
         };
         let host = &fault.host;

@@ -2,8 +2,6 @@
 //! touched.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +14,7 @@ use super::exit::ExitStatus;
 use super::session::{Seen, Session, now};
 use super::several::{self, PARALLEL_VMS_MAX, Wanted, clone_several};
 use crate::domain::DomainName;
-use crate::host::{Access, Address, RealWorld};
+use crate::host::{Access, Address, Interrupt, RealWorld};
 use crate::journal::FileJournal;
 use crate::plan::Circumstances;
 use crate::preflight::{self, Prepared, Report, Unfinished};
@@ -143,8 +141,10 @@ pub struct Told {
 /// Clones one VM, or several.
 pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
     let wanted = args.wanted()?;
-    let deadline = Deadline::start(args.timeout, session)?;
-    let ended = match wanted {
+    if let Some(seconds) = args.timeout {
+        interrupt_after(seconds, &session.interrupt()?);
+    }
+    match wanted {
         Vms::One(request) => clone_one(&request, args, session).map(|told| {
             session.terminal.result(&told.value, || told.text);
             told.status
@@ -152,9 +152,7 @@ pub fn run(args: &RunArgs, session: &Session) -> Result<ExitStatus, CliError> {
         Vms::Named(vms) => clone_several(vms, args.parallel_vms, args, session),
         Vms::All(like) => several::all(args.pattern.as_deref(), &like, session)
             .and_then(|vms| clone_several(vms, args.parallel_vms, args, session)),
-    };
-    deadline.say_if_reached(session);
-    ended
+    }
 }
 
 /// Request → survey → preflight → plan → journal → engine. What goes wrong in the transaction is said at once; what
@@ -419,31 +417,12 @@ impl RunArgs {
 }
 
 /// The time limit of a run.
-struct Deadline {
-    seconds: u64,
-    reached: Arc<AtomicBool>,
-}
-
-impl Deadline {
-    /// Raises the interruption once the time is over.
-    fn start(seconds: Option<u64>, session: &Session) -> Result<Self, CliError> {
-        let deadline = Self { seconds: seconds.unwrap_or(0), reached: Arc::default() };
-        if let Some(seconds) = seconds {
-            let (interrupt, reached) = (session.interrupt()?, Arc::clone(&deadline.reached));
-            std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_secs(seconds));
-                reached.store(true, Ordering::SeqCst);
-                interrupt.raise();
-            });
-        }
-        Ok(deadline)
-    }
-
-    fn say_if_reached(&self, session: &Session) {
-        if self.reached.load(Ordering::SeqCst) {
-            session.terminal.warning(&format!("the time limit of {} seconds was reached", self.seconds));
-        }
-    }
+fn interrupt_after(seconds: u64, interrupt: &Interrupt) {
+    let interrupt = interrupt.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(seconds));
+        interrupt.raise(format!("the time limit of {seconds} seconds was reached"));
+    });
 }
 
 #[cfg(test)]

@@ -103,9 +103,14 @@ impl Session {
         Ok(self.interrupt.get_or_init(|| interrupt).clone())
     }
 
-    /// Whether Ctrl-C or SIGTERM came.
+    /// What ends this program early, if anything does: a signal, or the time limit of a run.
+    pub fn interruption(&self) -> Option<&str> {
+        self.interrupt.get().and_then(Interrupt::why)
+    }
+
+    /// Whether anything does.
     pub fn is_interrupted(&self) -> bool {
-        self.interrupt.get().is_some_and(Interrupt::is_raised)
+        self.interruption().is_some()
     }
 
     /// What connects to hosts. Contacts nobody.

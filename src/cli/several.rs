@@ -122,8 +122,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn clone_in_turn(one: Wanted, args: &RunArgs, own: &Session) -> Row {
     let Wanted { vm, request } = one;
-    let ended = if own.is_interrupted() {
-        let message = "interrupted before its turn; nothing of it was touched";
+    let ended = if let Some(why) = own.interruption() {
+        let message = format!("{why} before its turn; nothing of it was touched");
         Err(CliError::new(ExitStatus::Refused, message, "run it again"))
     } else {
         // A mistake of this program in one VM's turn must not take the others with it.

@@ -61,7 +61,7 @@ fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut La
     let last = last_of(context, planned);
     let probe = match late.probe(context, step.as_ref(), last)? {
         // An undo that was broken off may have taken our name away, and somebody else may use it since.
-        Probe::Foreign(_) if step.is_only_a_name(context)? => Probe::Absent,
+        Probe::Foreign(_) if step.has_only_lost_its_name(context)? => Probe::Absent,
         probe => probe,
     };
     match decide(last, &probe, Direction::Back) {

@@ -16,8 +16,8 @@
 //! | L | Undone | Ours, Partial | – | undo again |
 //! | M | any but none | `InUse` | stop | stop |
 //!
-//! Where the effect is only one more name of what is ours and in its place, another's object under it is `Absent` on the way
-//! back.
+//! Where nothing of ours is lost but a name (one more name of what is in its own place, or the name of a domain that is gone),
+//! another's object under it is `Absent` on the way back.
 //! A host that does not answer is no row: that suspends. `–` cannot happen, because Failed and Undone exist only where
 //! the direction is back; it stops rather than guesses.
 

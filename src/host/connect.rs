@@ -115,7 +115,7 @@ impl Connector {
         let client = self.runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = self.options.interrupt.raised() => Err(interrupted(access.address.as_str(), "connect")),
+                why = self.options.interrupt.raised() => Err(interrupted(access.address.as_str(), "connect", why)),
                 client = self.attach(access, role) => client,
             }
         })?;
@@ -198,8 +198,8 @@ fn user_name() -> String {
     nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-pub(super) fn interrupted(host: &str, operation: &str) -> Fault {
-    fault(FaultKind::Interrupted, host, operation, "interrupted".into())
+pub(super) fn interrupted(host: &str, operation: &str, why: String) -> Fault {
+    fault(FaultKind::Interrupted, host, operation, why)
 }
 
 fn unusable(host: &str, operation: &str, detail: String) -> Fault {

@@ -71,7 +71,7 @@ pub(super) async fn hash(
         loop {
             let event = tokio::select! {
                 biased;
-                () = interrupt.raised() => return Err(stream.broken(FaultKind::Interrupted, "interrupted".into())),
+                why = interrupt.raised() => return Err(stream.broken(FaultKind::Interrupted, why)),
                 event = timeout(Duration::from_secs(STALL_SECONDS_MAX), stream.next()) => match event {
                     Ok(event) => event?,
                     Err(_) => return Err(stalled(&stream)),
@@ -284,7 +284,7 @@ impl Collecting {
             let going_on = self.reason.is_none();
             tokio::select! {
                 biased;
-                () = interrupt.raised(), if going_on => self.break_off(FaultKind::Interrupted, "interrupted"),
+                why = interrupt.raised(), if going_on => self.break_off(FaultKind::Interrupted, &why),
                 () = tokio::time::sleep_until(wind_up.unwrap_or_else(Instant::now)), if wind_up.is_some() => break,
                 notice = self.notices.recv(), if notices_open => match notice {
                     Some(notice) if going_on => self.take_notice(notice, sink),

@@ -1,9 +1,9 @@
-//! Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed): a flag that the engine asks for and that ends long operations at once.
+//! Ctrl-C, SIGTERM, SIGHUP (a terminal that was closed) and the time limit of a run: a flag that the engine asks for and that ends
+//! long operations at once.
 //!
 //! It never ends anything by itself: what is under way on a host is finished or given up by whoever waits for it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
@@ -16,7 +16,8 @@ pub struct Interrupt {
 
 #[derive(Debug, Default)]
 struct Shared {
-    raised: AtomicBool,
+    /// Why it was raised, in words.
+    why: OnceLock<String>,
     notify: Notify,
 }
 
@@ -26,24 +27,29 @@ impl Interrupt {
         Self::default()
     }
 
-    /// Raises it, from now on and for good.
-    pub fn raise(&self) {
-        self.shared.raised.store(true, Ordering::SeqCst);
+    /// Raises it, from now on and for good, and says why. The first reason counts.
+    pub fn raise(&self, why: impl Into<String>) {
+        self.shared.why.get_or_init(|| why.into());
         self.shared.notify.notify_waiters();
     }
 
     /// Was it raised?
     pub fn is_raised(&self) -> bool {
-        self.shared.raised.load(Ordering::SeqCst)
+        self.why().is_some()
     }
 
-    /// Returns once it is raised.
-    pub async fn raised(&self) {
+    /// Why it was raised, if it was.
+    pub fn why(&self) -> Option<&str> {
+        self.shared.why.get().map(String::as_str)
+    }
+
+    /// Returns once it is raised: why.
+    pub async fn raised(&self) -> String {
         loop {
             // Registered before the flag is read, so that a raise in between is not missed.
             let notified = self.shared.notify.notified();
-            if self.is_raised() {
-                return;
+            if let Some(why) = self.why() {
+                return why.to_owned();
             }
             notified.await;
         }
@@ -67,7 +73,7 @@ impl Interrupt {
                     _ = terminate.recv() => {}
                     Some(()) = heard(hangup.as_mut()) => {}
                 }
-                flag.raise();
+                flag.raise("interrupted");
                 // The handlers stay: a second Ctrl-C must not kill what is being suspended cleanly.
                 std::future::pending::<()>().await;
             });
@@ -116,9 +122,10 @@ mod tests {
             async move { flag.raised().await }
         });
         tokio::task::yield_now().await;
-        flag.raise();
-        waiter.await.unwrap();
-        flag.raised().await;
+        flag.raise("the time is over");
+        flag.raise("interrupted");
+        assert_eq!(waiter.await.unwrap(), "the time is over");
+        assert_eq!(flag.raised().await, "the time is over");
         assert!(flag.is_raised());
     }
 }

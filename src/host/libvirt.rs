@@ -208,7 +208,7 @@ impl Libvirt {
     async fn pause(&self, operation: &str) -> Result<(), Fault> {
         tokio::select! {
             biased;
-            () = self.interrupt.raised() => Err(self.fault(FaultKind::Interrupted, operation, "interrupted".into())),
+            why = self.interrupt.raised() => Err(self.fault(FaultKind::Interrupted, operation, why)),
             () = sleep(Duration::from_millis(DOWN_RETRY_MILLISECONDS)) => Ok(()),
         }
     }

@@ -97,13 +97,16 @@ impl World for RealWorld {
         self.connector.runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = interrupt.raised() => Err(interrupted("local", "wait")),
+                why = interrupt.raised() => Err(interrupted("local", "wait", why)),
                 () = tokio::time::sleep(time) => Ok(()),
             }
         })
     }
 
     fn check_interrupted(&self) -> Result<(), Fault> {
-        if self.connector.options.interrupt.is_raised() { Err(interrupted("local", "go on")) } else { Ok(()) }
+        match self.connector.options.interrupt.why() {
+            Some(why) => Err(interrupted("local", "go on", why.to_owned())),
+            None => Ok(()),
+        }
     }
 }

@@ -55,7 +55,7 @@ impl Step for ClaimName {
         }
     }
 
-    fn is_only_a_name(&self, context: &Context) -> Result<bool, Failure> {
+    fn has_only_lost_its_name(&self, context: &Context) -> Result<bool, Failure> {
         Ok(context.destination.stat(&context.record.owner())?.is_some())
     }
 

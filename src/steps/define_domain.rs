@@ -104,6 +104,11 @@ impl Step for DefineDomain {
         Ok(host.sync(LIBVIRT_DEFINITIONS)?)
     }
 
+    /// Whoever has the clone's UUID by now is looked at by a person; another VM of its name is only that.
+    fn has_only_lost_its_name(&self, context: &Context) -> Result<bool, Failure> {
+        Ok(context.destination.domain(context.plan.clone_uuid)?.is_none())
+    }
+
     fn foreign(&self, context: &Context) -> Option<Failure> {
         let named = context.destination.domain_named(&context.plan.request.new_name).ok()??;
         (named.brief.uuid != context.plan.clone_uuid)

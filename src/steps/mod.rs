@@ -96,9 +96,9 @@ pub trait Step {
     fn hold(&self, _context: &Context) -> Result<(), Failure> {
         Ok(())
     }
-    /// Is the effect no more than another name of something of ours that is still in its own place? Then another's object under
-    /// that name says that our name is gone, and nothing else.
-    fn is_only_a_name(&self, _context: &Context) -> Result<bool, Failure> {
+    /// Something foreign is in the effect's place: is nothing of ours lost but the name? Then an undo that was broken off gave
+    /// that up, and another's object under it says nothing else.
+    fn has_only_lost_its_name(&self, _context: &Context) -> Result<bool, Failure> {
         Ok(false)
     }
     /// The refusal for something foreign in this step's place, where it is more than "taken".

@@ -4,7 +4,7 @@
 use journal_format::{OutcomeV1, ReopenCauseV1, SourceKindV1, StepV1};
 
 use super::host_record::parent_of;
-use super::transfer_image::device_differs;
+use super::transfer_image::{device_differs, known_stamp, source_stamp};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -36,7 +36,7 @@ impl Step for PublishImage {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
-        if let Some(reopened) = self.read_devices_again(context)? {
+        if let Some(reopened) = self.look_at_source_again(context)? {
             return Ok(reopened);
         }
         let (host, image) = (&context.destination, context.image(self.image)?);
@@ -87,7 +87,7 @@ impl Step for PublishImage {
         }
     }
 
-    fn is_only_a_name(&self, context: &Context) -> Result<bool, Failure> {
+    fn has_only_lost_its_name(&self, context: &Context) -> Result<bool, Failure> {
         Ok(context.destination.stat(&context.image(self.image)?.staging_path)?.is_some())
     }
 
@@ -105,41 +105,50 @@ impl Step for PublishImage {
 }
 
 impl PublishImage {
-    /// No lock keeps anybody from writing to a device while it is copied, and what is published may become a VM: before the
-    /// first image is, the source's devices are read once more.
-    fn read_devices_again(&self, context: &mut Context) -> Result<Option<Applied>, Failure> {
+    /// What is published may become a VM, and not everybody asks for a lock who writes to a file, or can be asked to for a device:
+    /// before the first image is, the source's images are looked at once more. Otherwise a mixture could be defined
+    /// until the barrier finds it.
+    fn look_at_source_again(&self, context: &mut Context) -> Result<Option<Applied>, Failure> {
         let is_other = |step: &StepV1| matches!(step, StepV1::PublishImage { image } if *image != self.image);
         let mut others = context.plan.steps.iter().filter(|step| is_other(step));
         if others.any(|step| context.history_of(*step).is_some_and(|step| step.last != Last::None)) {
             return Ok(None);
         }
-        let images = (0_u32..).zip(&context.plan.images);
-        let devices = images.filter(|(_, image)| image.source_kind == SourceKindV1::Device);
-        let devices: Vec<_> = devices.map(|(index, image)| (index, image.source_path.clone())).collect();
-        if devices.is_empty() {
-            return Ok(None);
-        }
         let (source, name) = (context.source()?, context.plan.request.vm_name.clone());
-        let domain = source.domain(context.plan.request.vm_uuid)?;
-        if domain.is_some_and(|domain| domain.brief.state == DomainState::Active) {
-            return Err(Failure::suspend(
-                format!("the source VM {name} on {} is running", source.name()),
-                "shut it off, then resume; or roll back",
-            ));
+        let images: Vec<_> = (0_u32..).zip(context.plan.images.clone()).collect();
+        if images.iter().any(|(_, image)| image.source_kind == SourceKindV1::Device) {
+            let domain = source.domain(context.plan.request.vm_uuid)?;
+            if domain.is_some_and(|domain| domain.brief.state == DomainState::Active) {
+                return Err(Failure::suspend(
+                    format!("the source VM {name} on {} is running", source.name()),
+                    "shut it off, then resume; or roll back",
+                ));
+            }
         }
-        for (image, path) in devices {
-            if device_differs(context, image)? {
-                let why = format!("{path} on {} changed since it was read", source.name());
-                if context.recorder.history().sources.get(image as usize).is_some_and(|known| known.changed) {
+        for (index, image) in images {
+            let differs = match image.source_kind {
+                SourceKindV1::File => file_differs(context, index)?,
+                SourceKindV1::Device => device_differs(context, index)?,
+            };
+            if differs {
+                let why = format!("{} on {} changed since it was read", image.source_path, source.name());
+                if context.recorder.history().sources.get(index as usize).is_some_and(|known| known.changed) {
                     return Err(Failure::turn_back(
                         format!("{why}, not for the first time"),
                         "see who writes to it, then clone again",
                     ));
                 }
-                let earlier = StepV1::TransferImage { image };
+                let earlier = StepV1::TransferImage { image: index };
                 return Ok(Some(Applied::Reopen { earlier, cause: ReopenCauseV1::SourceChanged, why }));
             }
         }
         Ok(None)
     }
+}
+
+/// Was a file of the source written to since its ledger began? Its ctime alone says no: a refused start moves it.
+fn file_differs(context: &Context, image: u32) -> Result<bool, Failure> {
+    let known = known_stamp(context, image)?;
+    let seen = source_stamp(context, image)?;
+    Ok((seen.size, seen.mtime_ns) != (known.size, known.mtime_ns))
 }

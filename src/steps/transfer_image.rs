@@ -83,7 +83,7 @@ impl Step for TransferImage {
         let root = manifest::root(geometry, &ledger);
         let source_root = self.source_root(context, geometry, ledger, &patches)?;
         let stat = self.staged(context)?;
-        let stamp = self.stamp(context)?;
+        let stamp = known_stamp(context, self.image)?;
         Ok(Applied::Done(OutcomeV1::Transferred {
             inode: stat.inode,
             root,
@@ -103,11 +103,6 @@ impl Step for TransferImage {
 }
 
 impl TransferImage {
-    fn stamp(&self, context: &Context) -> Result<SourceStampV1, Failure> {
-        let source = context.recorder.history().sources.get(self.image as usize);
-        source.map(|source| source.stamp).ok_or_else(|| Failure::stop(None, "a plan with this image", "none"))
-    }
-
     fn staged(&self, context: &Context) -> Result<FileStat, Failure> {
         let image = context.image(self.image)?;
         context.destination.stat(&image.staging_path)?.ok_or_else(|| {
@@ -132,7 +127,7 @@ impl TransferImage {
 
     /// Where the source's image is no longer what the ledger belongs to, takes out of the ledger what differs.
     fn follow_source(&self, context: &mut Context) -> Result<(), Failure> {
-        let known = self.stamp(context)?;
+        let known = known_stamp(context, self.image)?;
         let seen = source_stamp(context, self.image)?;
         let mut ledger = context.recorder.chunks(self.image)?;
         if seen == known {
@@ -262,6 +257,12 @@ pub fn source_not_there(source: &dyn Host, path: &str) -> Failure {
         format!("{path} on {} is not there", source.name()),
         "mount its filesystem or bring the image back, then resume; if it is gone for good, roll back",
     )
+}
+
+/// The source's image as its ledger knows it.
+pub(super) fn known_stamp(context: &Context, image: u32) -> Result<SourceStampV1, Failure> {
+    let source = context.recorder.history().sources.get(image as usize);
+    source.map(|source| source.stamp).ok_or_else(|| Failure::stop(None, "a plan with this image", "none"))
 }
 
 /// The source's image as it is now.

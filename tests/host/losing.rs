@@ -96,7 +96,7 @@ fn an_interrupt_ends_the_copy_promptly() {
     let pair = sshd.pair();
     let job = slow_job(&pair);
     let interrupt = pair.interrupt.clone();
-    let (at, in_the_middle) = Moment::new(move || interrupt.raise());
+    let (at, in_the_middle) = Moment::new(move || interrupt.raise("interrupted"));
     let mut ledger = Ledger { at_first: Some(in_the_middle), ..Ledger::default() };
     let (kind, words) = refused(pair.world.copy_chunks(&job, &mut ledger));
     let after = at.elapsed();
@@ -116,7 +116,7 @@ fn an_interrupt_ends_waiting_for_libvirt() {
     let libvirt = UnixListener::bind(sshd.path("no-libvirt")).unwrap();
     let presser = std::thread::spawn(move || {
         drop(libvirt.accept().unwrap());
-        interrupt.raise();
+        interrupt.raise("interrupted");
         Instant::now()
     });
     let (kind, words) = refused(pair.source.domains());

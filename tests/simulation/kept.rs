@@ -1,16 +1,23 @@
 //! Broken promises that random histories found, each told in one line and lived again for ever.
 
+use std::rc::Rc;
+
 use journal_format::AttemptPurpose;
+use kvm_clone::engine::Ending;
 use kvm_clone::world::Side;
 
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
 use crate::old_vm::OldVm;
+use crate::oracle::Changed;
 use crate::scene::{Scene, Shape};
+use crate::strangers::{Act, Strangers};
 use crate::world::SimWorld;
 
 const SEED: u64 = 3;
+/// A chunk of a scene's images.
+const CHUNK: u64 = 4096;
 
 /// The number of the operation of a clean clone that is told so.
 fn operation(shape: Shape, seed: u64, told: &str) -> u64 {
@@ -71,6 +78,64 @@ fn what_started_the_old_vm_with_its_host_does_not_start_the_clone() {
         };
         lived(shape, SEED, faults, &crashed, AttemptPurpose::Resume, &|_| Ok(()));
     }
+}
+
+/// Somebody wrote to a disk of the source past all locks, across two chunks of which one was read already: the clone was defined
+/// from a mixture, until the barrier looked at the source.
+#[test]
+fn a_mixture_of_before_and_after_a_write_is_not_defined() {
+    let shape = Shape { disks: 1, firmware: false, ..Shape::plain() };
+    let many_chunks = |seed: &u64| Scene::new(shape, *seed).images[0].size() > 5 * CHUNK;
+    let seed = (0..10_000).find(many_chunks).expect("some image has chunks");
+    let image = Scene::new(shape, seed).plan.images[0].clone();
+    let path = image.source_path;
+    let first = operation(shape, seed, &format!("read chunk 0 of {path}"));
+    let last = operation(shape, seed, &format!("link {}", image.staging_path));
+    assert!(first + 5 < last, "many operations lie between");
+    for operation in first..last {
+        let mut history = History::new(shape, seed);
+        let (path, oracle) = (path.clone(), Rc::clone(&history.oracle));
+        let write = move |world: &SimWorld| {
+            world.with(|core| {
+                let files = &mut core.machine_mut(Side::Source).files;
+                let stat = files.stat(&path).expect("it is there");
+                files.write_at(&path, stat.inode, CHUNK / 2, &[7; 4 * CHUNK as usize]).unwrap();
+                files.sync(&path).unwrap();
+                let changed = Changed { paths: vec![path.clone()], domains: Vec::new() };
+                oracle.borrow_mut().accept(core, Side::Source, &changed);
+            });
+        };
+        let faults = FaultPlan::at(operation, Fault::Meanwhile("vol-upload", Rc::new(write)), Effect::First);
+        let (life, world) = history.live(AttemptPurpose::Run, faults);
+        assert!(world.is_spent(), "operation {operation} was never reached");
+        let Life::Ended(ending) = life else { unreachable!("nobody dies") };
+        assert_eq!(ending, Ending::Committed { warnings: Vec::new() }, "operation {operation}");
+        if let Err(broken) = history.verdict(Some(&ending), false) {
+            panic!("{}", history.report(&broken, "kept"));
+        }
+    }
+}
+
+/// An agent died after it undefined the clone in a rollback, and before that was recorded; another VM had the clone's name when
+/// the next attempt looked, which stopped though nothing of ours was left.
+#[test]
+fn a_vm_that_takes_the_name_of_an_undefined_clone_keeps_it() {
+    let begun = || {
+        let mut history = History::new(Shape::plain(), SEED);
+        let defined = operation(Shape::plain(), SEED, "destination: syncfs");
+        history.live(AttemptPurpose::Run, FaultPlan::at(defined, Fault::Crash, Effect::First));
+        history
+    };
+    let (_, world) = begun().live_traced(AttemptPurpose::Rollback);
+    let undefined = world.trace().iter().position(|line| line.contains("destination: undefine"));
+    let undefined = undefined.expect("a rollback undefines the clone") as u64;
+    let mut history = begun();
+    let (life, _) = history.live(AttemptPurpose::Rollback, FaultPlan::at(undefined, Fault::Crash, Effect::First));
+    assert_eq!(life, Life::Crashed);
+    Strangers::of(&history).act(&history.scene.world, Act::TakeName, SEED);
+    let ending = history.settle(AttemptPurpose::Rollback);
+    assert_eq!(ending, Some(Ending::RolledBack { failure: None }));
+    history.verdict(ending.as_ref(), true).unwrap_or_else(|broken| panic!("{}", history.report(&broken, "kept")));
 }
 
 /// libvirtd died before it had written the whole of `NAME.xml.new`; a rollback left the torn file for ever.
