@@ -114,7 +114,11 @@ fn recover_one(
         let acting = args.resume_all || args.rollback_all;
         let status = match log.status {
             Status::Stuck if acting => ExitStatus::Stuck,
-            Status::Running if acting => ExitStatus::Held,
+            Status::Running if acting => {
+                let held = format!("transaction {txn} is left to the process that drives it now");
+                session.terminal.warning(&held);
+                ExitStatus::Held
+            }
             // Ctrl-C came before its turn.
             _ if acting => ExitStatus::Suspended,
             _ => ExitStatus::Done,
