@@ -406,7 +406,7 @@ impl RunArgs {
         };
         request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.disk_map = self.disk_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-        request.dropped = BTreeSet::from_iter(self.dropped.iter().copied()).into_iter().collect();
+        request.dropped = self.dropped.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
         request.preserve_uuid = self.preserve_uuid;
