@@ -140,6 +140,7 @@ fn recorded_request(request: &Request, survey: &Survey) -> RequestV1 {
             bandwidth_limit_bytes_per_second: request.bandwidth_limit.map(ByteRate::bytes_per_second),
             preallocate: request.preallocate,
             chunk_size_bytes: request.chunk_size.bytes(),
+            dropped: request.dropped.clone(),
         },
     }
 }

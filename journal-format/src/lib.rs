@@ -3,6 +3,7 @@
 //! Everything here is plain data: no I/O, no clock, no runtime. A type whose name ends in `V1` is part of
 //! the format: once released its fields and the order of its variants never change (see SPEC.md).
 
+pub mod drop_kind;
 pub mod event;
 pub mod frame;
 pub mod identity;
@@ -12,6 +13,7 @@ pub mod owner;
 pub mod plan;
 mod wire;
 
+pub use drop_kind::DropKindV1;
 pub use event::{
     AttemptPurpose, ChunkRecordV1, ChunkState, CountsV1, EndV1, EventV1, FailureClassV1, FailureV1, FindingV1,
     OutcomeV1, RecordV1, ReopenCauseV1, StepRef,

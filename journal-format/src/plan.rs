@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::drop_kind::DropKindV1;
 use crate::identity::{ControllerId, DomainUuid, Inode, TxnId, UnixMillis};
 use crate::old_vm::ReplacedV1;
 
@@ -92,6 +93,8 @@ pub struct OptionsV1 {
     pub preallocate: bool,
     /// Size of a chunk: a power of two between 64 KiB and 16 MiB.
     pub chunk_size_bytes: u32,
+    /// What is left behind where it cannot be carried, in the order of the kinds, each once.
+    pub dropped: Vec<DropKindV1>,
 }
 
 /// A directory of the destination that has a staging directory. Final names are in it, or below it on the same filesystem.

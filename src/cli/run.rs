@@ -1,11 +1,13 @@
 //! `run SRC DST VM…`: clone VMs. Here: one of them; `several` has the rest. `plan` is the same, and stops before anything is
 //! touched.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use journal_format::{AttemptPurpose, CountsV1, DomainUuid, Epoch, EventV1, PlanV1, RecordV1, TxnId};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use journal_format::{AttemptPurpose, CountsV1, DomainUuid, DropKindV1, Epoch, EventV1, PlanV1, RecordV1, TxnId};
 use serde_json::{Value, json};
 
 use super::attempt::{Otherwise, drive, reopen};
@@ -104,6 +106,10 @@ pub struct RunArgs {
     /// name; may be given several times, for one VM only
     #[arg(long, value_name = "TARGET=PLACE", conflicts_with_all = ["all"])]
     disk_map: Vec<String>,
+    /// Leave behind what is not carried of this kind: a device of that name in the definition, snapshots, checkpoints or
+    /// managed-save; what can be carried arrives all the same. May be given several times
+    #[arg(long = "drop", value_name = "KIND", value_parser = drop_kind())]
+    dropped: Vec<DropKindV1>,
     /// Send at most this much a second for each VM: 100M, 1.5G (bytes) or 800Mbit
     #[arg(long, value_name = "RATE")]
     bandwidth_limit: Option<String>,
@@ -122,6 +128,12 @@ pub struct RunArgs {
     /// Suspend after this many seconds, as Ctrl-C does
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
+}
+
+/// The kinds that can be left behind, by their words.
+fn drop_kind() -> impl TypedValueParser<Value = DropKindV1> {
+    PossibleValuesParser::new(DropKindV1::ALL.map(DropKindV1::word))
+        .try_map(|word| DropKindV1::of_word(&word).ok_or("not a kind that can be left behind"))
 }
 
 /// What became of one VM.
@@ -392,6 +404,7 @@ impl RunArgs {
         };
         request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.disk_map = self.disk_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        request.dropped = self.dropped.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
         request.preserve_uuid = self.preserve_uuid;
@@ -463,6 +476,9 @@ mod tests {
             "--pool",
             "--directory",
             "/srv/vm",
+            "--drop",
+            "hostdev",
+            "--drop=managed-save",
             "--ssh-key",
             "--timeout",
             "5",

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod definition;
 pub mod differences;
 pub mod documents;
+pub mod leave_behind;
 pub mod metadata;
 pub mod name;
 pub mod named;
@@ -16,12 +17,13 @@ pub mod qcow2;
 pub mod rewrite;
 mod xml;
 
-pub use carry::{Carriage, Uncarried, uncarried, uncarried_image};
+pub use carry::{Carriage, Droppable, Uncarried, uncarried, uncarried_image};
 pub use compare::{ReadBackError, read_back, same};
 pub use definition::{
     ChainLayer, Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,
 };
 pub use differences::{Difference, differences};
+pub use leave_behind::leave_behind;
 pub use metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 pub use name::{DomainName, NameError};
 pub use rewrite::{Change, Identity, Rewrite, rewrite};

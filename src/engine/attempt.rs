@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{
-    AttemptPurpose, ControllerId, Epoch, EventV1, ImageFormat, ImageRoleV1, ImageV1, OldFileFateV1, PlanV1,
+    AttemptPurpose, ControllerId, DropKindV1, Epoch, EventV1, ImageFormat, ImageRoleV1, ImageV1, OldFileFateV1, PlanV1,
     ReopenCauseV1, ReplacedV1, SourceKindV1, StepV1,
 };
 
@@ -281,11 +281,18 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
     let request = &context.plan.request;
     let (name, host) = (request.vm_name.clone(), source.name());
     let domain = must_be_off(context)?;
+    let is_carried = |kind| !request.options.dropped.contains(&kind);
     let more = [
         (!domain.persistent, "is no longer defined"),
-        (domain.managed_save, "has a saved memory state now, without which its disks are not consistent"),
-        (domain.snapshots > 0, "has snapshots now, which cannot be carried yet"),
-        (domain.checkpoints > 0, "has checkpoints now, which cannot be carried yet"),
+        (
+            domain.managed_save && is_carried(DropKindV1::ManagedSave),
+            "has a saved memory state now, without which its disks are not consistent",
+        ),
+        (domain.snapshots > 0 && is_carried(DropKindV1::Snapshots), "has snapshots now, which cannot be carried yet"),
+        (
+            domain.checkpoints > 0 && is_carried(DropKindV1::Checkpoints),
+            "has checkpoints now, which cannot be carried yet",
+        ),
     ];
     if let Some((_, what)) = more.into_iter().find(|(found, _)| *found) {
         return Err(Failure::turn_back(format!("the source VM {name} on {host} {what}"), "clone again"));

@@ -3,6 +3,7 @@
 
 mod disk_map;
 mod fit;
+mod left_behind;
 mod place;
 mod replace;
 pub mod space;
@@ -153,6 +154,10 @@ impl BlockerKind {
 pub enum WarningKind {
     /// Something is carried otherwise than an operator may think.
     Carriage,
+    /// Something of the source VM will be left behind, as was asked.
+    LeftBehind,
+    /// Something may be left behind that the source VM does not have.
+    DropUnused,
     /// A VM will be replaced.
     Replaces,
     /// A file of the VM to be replaced will be left.
@@ -259,6 +264,7 @@ impl Report {
 pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfinished: &[Unfinished]) -> Report {
     let mut report = Report::default();
     vm::check(&mut report, survey);
+    left_behind::check(&mut report, request, survey);
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);

@@ -48,36 +48,6 @@ fn check_state(report: &mut Report, survey: &Survey) {
             "Define it (`virsh define`) first.",
         );
     }
-    if vm.managed_save {
-        report.block(
-            BlockerKind::ManagedSave,
-            host,
-            format!(
-                "{host}: VM {name} has a saved memory state (managed save), without which its disks are not consistent."
-            ),
-            format!("Start it and shut it down, or give the saved state up (`virsh managedsave-remove {word}`)."),
-        );
-    }
-    if vm.snapshots > 0 {
-        report.block(
-            BlockerKind::Snapshots,
-            host,
-            format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.snapshots, "snapshot")),
-            format!("Delete what is not needed (`virsh snapshot-list {word}`, `virsh snapshot-delete`)."),
-        );
-    }
-    if vm.checkpoints > 0 {
-        report.block(
-            BlockerKind::Checkpoints,
-            host,
-            format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.checkpoints, "checkpoint")),
-            format!("Delete what is not needed (`virsh checkpoint-list {word}`, `virsh checkpoint-delete`)."),
-        );
-    }
-}
-
-fn count(number: u32, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// What is not carried, in this report's words.
@@ -86,7 +56,11 @@ fn take(report: &mut Report, survey: &Survey, carriage: Carriage) {
     let message =
         |found: &crate::domain::Uncarried| format!("{host}: VM {vm}, {}: {}: {}.", found.where_, found.what, found.why);
     for found in carriage.blockers {
-        report.block(BlockerKind::Uncarried, host, message(&found), format!("{}.", found.advice));
+        let advice = match &found.device {
+            Some(device) => format!("{}; or leave it behind: --drop {}.", found.advice, device.kind),
+            None => format!("{}.", found.advice),
+        };
+        report.block(BlockerKind::Uncarried, host, message(&found), advice);
     }
     for found in carriage.warnings {
         report.warn(WarningKind::Carriage, host, message(&found), format!("{}.", found.advice));

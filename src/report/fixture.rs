@@ -39,6 +39,7 @@ pub fn plan() -> PlanV1 {
                 bandwidth_limit_bytes_per_second: None,
                 preallocate: false,
                 chunk_size_bytes: 1 << 20,
+                dropped: Vec::new(),
             },
         },
         clone_uuid: "7b2f3f0e-0d5d-4b55-9c1d-0123456789ab".parse().unwrap(),

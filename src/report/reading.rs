@@ -93,6 +93,7 @@ fn options(plan: &PlanV1) -> OptionsView {
         preallocate: options.preallocate,
         bandwidth_limit_bytes_per_second: options.bandwidth_limit_bytes_per_second,
         chunk_size_bytes: options.chunk_size_bytes,
+        dropped: options.dropped.iter().map(|kind| kind.word()).collect(),
     }
 }
 

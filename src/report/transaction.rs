@@ -136,6 +136,8 @@ pub struct OptionsView {
     pub bandwidth_limit_bytes_per_second: Option<u64>,
     /// Bytes of a chunk.
     pub chunk_size_bytes: u32,
+    /// Kinds of what was left behind where it could not be carried, as `--drop` names them.
+    pub dropped: Vec<&'static str>,
 }
 
 /// How far a transaction is.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use journal_format::{DomainUuid, StopModeV1};
+use journal_format::{DomainUuid, DropKindV1, StopModeV1};
 
 use crate::domain::{DomainName, NameError};
 use crate::host::Address;
@@ -69,6 +69,8 @@ pub struct Request {
     pub key_file: Option<PathBuf>,
     /// Disks that go elsewhere than the others, under names of their own.
     pub disk_map: Vec<DiskMapping>,
+    /// What is left behind where it cannot be carried; in the order of the kinds, each once.
+    pub dropped: Vec<DropKindV1>,
 }
 
 impl Request {
@@ -95,6 +97,7 @@ impl Request {
             chunk_size: ChunkSize::default(),
             key_file: None,
             disk_map: Vec::new(),
+            dropped: Vec::new(),
         }
     }
 

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use journal_format::owner::OwnerV1;
 use journal_format::{ImageFormat, ImageRoleV1};
 
-use crate::domain::{Definition, DomainError, DomainName, NameError};
+use crate::domain::{Definition, DomainError, DomainName, NameError, Uncarried};
 use crate::request::{Request, VmSelector};
 use crate::world::{
     DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck, NetworkFacts,
@@ -55,8 +55,10 @@ pub struct SourceSurvey {
     pub host: HostFacts,
     /// The VM.
     pub vm: DomainFacts,
-    /// Its definition, read.
+    /// Its definition, read, without what is left behind.
     pub definition: Definition,
+    /// The devices that are left behind, and why each is not carried.
+    pub left_behind: Vec<Uncarried>,
     /// Its files that are to be copied: the disks in the order of the definition first.
     pub files: Vec<SourceFile>,
     /// The firmware in flash memory that the host starts it with, for a VM that has variables of it.

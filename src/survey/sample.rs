@@ -177,6 +177,7 @@ pub(crate) fn survey() -> Survey {
             checks: BTreeMap::new(),
             tpm_directories: Vec::new(),
             definition,
+            left_behind: Vec::new(),
             neighbours: vec![itself],
         },
         destination: DestinationSurvey {

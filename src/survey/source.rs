@@ -10,17 +10,15 @@ use super::{chain, firmware, words_of_refusal};
 use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
-use crate::domain::{Definition, Disk, DiskSource, Variables, places};
+use crate::domain::{Definition, Disk, DiskSource, Variables, leave_behind, places};
 use crate::request::{Request, TpmState, VmSelector};
 use crate::world::{DomainFacts, DomainState, Fault, FaultKind, FileKind, Host, ImageCheck};
 
 pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey, SurveyError> {
     let vm = find_vm(host, &request.vm)?;
-    let definition = Definition::parse(&vm.definition).map_err(|source| SurveyError::Definition {
-        host: host.name(),
-        vm: vm.brief.name.clone(),
-        source,
-    })?;
+    let read = Definition::parse(&vm.definition).and_then(|whole| leave_behind(&whole, &request.dropped));
+    let (definition, left_behind) =
+        read.map_err(|source| SurveyError::Definition { host: host.name(), vm: vm.brief.name.clone(), source })?;
     let accounts = Accounts::read(host)?;
     let mut files = disk_images(host, &accounts, &definition)?;
     for disk in definition.media().filter(|_| request.copy_media) {
@@ -65,6 +63,7 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         checks,
         vm,
         definition,
+        left_behind,
         files,
         firmware,
         tpm_directories,

@@ -29,6 +29,7 @@ fn wrong_usage_exits_2_and_makes_no_state_directory() {
         (vec!["run", "a", "b", "c", "d", "--parallel-vms", "17"], "--parallel-vms"),
         (vec!["run", "a", "b", "c", "d", "--parallel-vms", "0"], "--parallel-vms"),
         (vec!["run", "a", "b", "c", "--force", "--stop", "gently"], "gently"),
+        (vec!["run", "a", "b", "c", "--drop", "everything"], "managed-save"),
         (vec!["run", "a", "b", "c", "--compress"], "--compress"),
         (vec!["run", "a", "b", "c", "--timeout", "0"], "--timeout"),
         (vec!["run", "a", "b", "c", "--pool", "p", "--directory", "/d"], "--pool"),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod images;
+mod leaving;
 mod libvirt;
 mod refusals;
 mod rewriting;

@@ -6,18 +6,22 @@
 enum Fate {
     /// It arrives, or is made anew as the plan says.
     Carried,
+    /// The clone is made without it, where that is asked for, and the plan says so.
+    LeftBehind,
     /// There is no clone, and the part is named before anything is touched.
     Refused,
 }
-use Fate::{Carried, Refused};
+use Fate::{Carried, LeftBehind, Refused};
 
 const REWRITING: &str = include_str!("rewriting.rs");
 const LIBVIRT: &str = include_str!("libvirt.rs");
+const LEAVING: &str = include_str!("leaving.rs");
 const REFUSALS: &str = include_str!("refusals.rs");
 const IMAGES: &str = include_str!("images.rs");
 const CARRYING: &str = include_str!("../carrying/main.rs");
 const WHOLE: &str = include_str!("../carrying/whole.rs");
 const LABELS: &str = include_str!("../carrying/labels.rs");
+const LEFT_BEHIND: &str = include_str!("../carrying/left_behind.rs");
 const BELONGINGS: &str = include_str!("../replace/belongings.rs");
 const REPLACE: &str = include_str!("../replace/flags.rs");
 const REFUSED_HOSTS: &str = include_str!("../refusals/main.rs");
@@ -96,6 +100,24 @@ const ROWS: &[(&str, Fate, &str, &str)] = &[
     ("secrets of consoles", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),
     ("secrets of disks", Refused, REFUSALS, "disks"),
     ("libvirt snapshots, checkpoints, managed save", Refused, PREFLIGHT, "each_thing_in_the_way_is_named"),
+    (
+        "devices that cannot be carried, with --drop",
+        LeftBehind,
+        LEFT_BEHIND,
+        "devices_of_the_host_are_refused_or_left_behind_and_all_else_arrives",
+    ),
+    (
+        "checkpoints and managed save, with --drop",
+        LeftBehind,
+        LEFT_BEHIND,
+        "checkpoints_and_saved_memory_are_refused_or_left_behind_and_stay_at_the_source",
+    ),
+    (
+        "everything else of a definition with a device that is left behind",
+        Carried,
+        LEAVING,
+        "what_is_left_behind_leaves_the_definition_as_it_was_without_it",
+    ),
     ("autostart", Carried, PLAN, "what_was_asked_for_is_in_the_steps"),
     ("title", Carried, REWRITING, "titles_come_change_and_go"),
     ("metadata of others", Carried, REWRITING, "a_source_s_own_mark_is_replaced_and_others_metadata_kept"),

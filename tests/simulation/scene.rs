@@ -304,6 +304,7 @@ impl Scene {
                     bandwidth_limit_bytes_per_second: None,
                     preallocate: shape.preallocate,
                     chunk_size_bytes: CHUNK_BYTES,
+                    dropped: Vec::new(),
                 },
             },
             clone_uuid,

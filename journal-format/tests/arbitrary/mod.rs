@@ -2,8 +2,8 @@
 
 use journal_format::*;
 use proptest::collection::vec;
-use proptest::option;
 use proptest::prelude::*;
+use proptest::{option, sample};
 
 fn text() -> impl Strategy<Value = String> {
     prop_oneof!["[ -~]{0,40}", any::<String>()]
@@ -34,8 +34,9 @@ fn endpoint() -> impl Strategy<Value = EndpointV1> {
 }
 
 fn options() -> impl Strategy<Value = OptionsV1> {
-    (any::<[bool; 5]>(), option::of(any::<u64>()), any::<u32>()).prop_map(|(flags, limit, chunk_size_bytes)| {
-        OptionsV1 {
+    let kinds = sample::subsequence(&DropKindV1::ALL[..], 0..=DropKindV1::ALL.len());
+    (any::<[bool; 5]>(), option::of(any::<u64>()), any::<u32>(), kinds).prop_map(
+        |(flags, limit, chunk_size_bytes, dropped)| OptionsV1 {
             start: flags[0],
             verify: flags[1],
             preserve_mac: flags[2],
@@ -43,8 +44,9 @@ fn options() -> impl Strategy<Value = OptionsV1> {
             bandwidth_limit_bytes_per_second: limit,
             preallocate: flags[3],
             chunk_size_bytes,
-        }
-    })
+            dropped,
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = RequestV1> {

@@ -148,6 +148,7 @@ pub fn plan() -> PlanV1 {
                 bandwidth_limit_bytes_per_second: Some(100_000_000),
                 preallocate: false,
                 chunk_size_bytes: 1 << 20,
+                dropped: vec![DropKindV1::Checkpoints, DropKindV1::Hostdev],
             },
         },
         clone_uuid: DomainUuid([0x22; 16]),

@@ -94,11 +94,12 @@ fn is_file_layer(store: Node<'_, '_>) -> bool {
         })
 }
 
-/// What the disks are, and whether they get along.
-pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
+/// What the disks are, and whether they get along. `nodes`: their elements.
+pub(super) fn look_together(findings: &mut Findings, definition: &Definition, nodes: &[Node<'_, '_>]) {
     let mut users: BTreeMap<String, &str> = BTreeMap::new();
     let mut targets: BTreeMap<&str, usize> = BTreeMap::new();
     for disk in &definition.disks {
+        findings.turn_to(nodes.get(disk.index).copied());
         let place = format!("disk {}", disk.target);
         look_target(findings, disk, &place);
         if targets.insert(&disk.target, disk.index).is_some() {

@@ -67,9 +67,11 @@ pub(super) fn look(findings: &mut Findings, node: Node<'_, '_>) {
     }
 }
 
-pub(super) fn look_together(findings: &mut Findings, definition: &Definition) {
+/// `nodes`: the elements of the definition's interfaces.
+pub(super) fn look_together(findings: &mut Findings, definition: &Definition, nodes: &[Node<'_, '_>]) {
     let mut macs = BTreeSet::new();
     for interface in &definition.interfaces {
+        findings.turn_to(nodes.get(interface.index).copied());
         let mac = interface.mac.as_deref().unwrap_or("no MAC address");
         let place = format!("network interface {mac}");
         if interface.mac.as_ref().is_some_and(|mac| !macs.insert(mac.to_ascii_lowercase())) {

@@ -10,11 +10,13 @@ mod machine;
 mod path;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
+use journal_format::DropKindV1;
 use roxmltree::Node;
 
 use super::qcow2::{Encryption, Header};
-use super::xml::{elements, parse};
+use super::xml::{elements, is_plain, named, parse};
 use super::{Definition, DomainError};
 
 /// Something that is not carried, or not as it is.
@@ -28,6 +30,17 @@ pub struct Uncarried {
     pub why: String,
     /// What to do about it.
     pub advice: String,
+    /// The device that the clone could be made without.
+    pub device: Option<Droppable>,
+}
+
+/// A device that is left behind where that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Droppable {
+    /// How it is asked for.
+    pub kind: DropKindV1,
+    /// Where its element is in the definition's text.
+    pub span: Range<usize>,
 }
 
 impl std::fmt::Display for Uncarried {
@@ -51,11 +64,14 @@ pub fn uncarried(definition: &Definition) -> Result<Carriage, DomainError> {
     let domain = document.root_element();
     let mut findings = Findings::default();
     machine::look(&mut findings, domain);
-    for devices in super::xml::named(domain, "devices") {
-        elements(devices).for_each(|node| device::look(&mut findings, node));
+    for node in named(domain, "devices").flat_map(elements) {
+        findings.turn_to(Some(node));
+        device::look(&mut findings, node);
     }
-    disk::look_together(&mut findings, definition);
-    interface::look_together(&mut findings, definition);
+    let all = |name: &'static str| named(domain, "devices").flat_map(move |devices| named(devices, name)).collect();
+    let (disks, interfaces): (Vec<_>, Vec<_>) = (all("disk"), all("interface"));
+    disk::look_together(&mut findings, definition, &disks);
+    interface::look_together(&mut findings, definition, &interfaces);
     path::look(&mut findings, domain);
     Ok(findings.carriage)
 }
@@ -106,13 +122,26 @@ const LEAVE_OUT: &str = "Take it out of the source's definition first (virsh edi
 #[derive(Default)]
 struct Findings {
     carriage: Carriage,
+    /// The device that is looked at.
+    device: Option<Droppable>,
     /// Elements about which all was said; paths below them are not named again.
     settled: BTreeSet<usize>,
 }
 
 impl Findings {
+    /// What is found from now on is about the device that this node is, or is in.
+    fn turn_to(&mut self, node: Option<Node<'_, '_>>) {
+        let is_device = |node: &Node<'_, '_>| node.parent().is_some_and(|parent| is_plain(parent, "devices"));
+        self.device = node.and_then(|node| node.ancestors().find(is_device)).and_then(|device| {
+            let plain = is_plain(device, device.tag_name().name());
+            let kind = DropKindV1::of_device(device.tag_name().name()).filter(|_| plain)?;
+            Some(Droppable { kind, span: device.range() })
+        });
+    }
+
     fn block(&mut self, place: &str, what: &str, why: &str, advice: &str) {
-        self.carriage.blockers.push(finding(place, what, why, advice));
+        let found = finding(place, what, why, advice);
+        self.carriage.blockers.push(Uncarried { device: self.device.clone(), ..found });
     }
 
     /// Names an element as a whole.
@@ -150,7 +179,7 @@ impl Findings {
 }
 
 fn finding(place: &str, what: &str, why: &str, advice: &str) -> Uncarried {
-    Uncarried { what: what.into(), where_: place.into(), why: why.into(), advice: advice.into() }
+    Uncarried { what: what.into(), where_: place.into(), why: why.into(), advice: advice.into(), device: None }
 }
 
 /// An element's name for people; with its namespace, if it is not libvirt's own.

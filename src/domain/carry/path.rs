@@ -20,20 +20,21 @@ pub(super) fn look(findings: &mut Findings, domain: Node<'_, '_>) {
         if node.is_element() {
             for attribute in node.attributes().filter(|attribute| is_local(attribute.value())) {
                 if !is_handled(node, attribute.name()) {
-                    found.push((place(node), attribute.name().to_owned(), attribute.value().to_owned()));
+                    found.push((node, attribute.name().to_owned(), attribute.value().to_owned()));
                 }
             }
         } else if let (Some(text), Some(parent)) = (node.text().filter(|_| node.is_text()), node.parent()) {
             // Strings of SMBIOS tables are what they are.
             let handled = is_plain(parent, "emulator") || is_plain(parent, "entry");
             if is_local(text.trim()) && !handled {
-                found.push((place(parent), "its text".to_owned(), text.trim().to_owned()));
+                found.push((parent, "its text".to_owned(), text.trim().to_owned()));
             }
         }
     }
-    for (place, part, path) in found {
+    for (node, part, path) in found {
         let what = format!("a path of the host ({part}: {path})");
-        findings.block(&place, &what, "files and devices outside the disks are not carried", LEAVE_OUT);
+        findings.turn_to(Some(node));
+        findings.block(&place(node), &what, "files and devices outside the disks are not carried", LEAVE_OUT);
     }
 }
 
