@@ -14,6 +14,7 @@ pub mod named;
 pub mod places;
 pub mod qcow2;
 pub mod rewrite;
+pub mod snapshot;
 mod xml;
 
 pub use carry::{Carriage, Uncarried, uncarried, uncarried_image};
@@ -25,6 +26,7 @@ pub use differences::{Difference, differences};
 pub use metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 pub use name::{DomainName, NameError};
 pub use rewrite::{Change, Identity, Rewrite, rewrite};
+pub use snapshot::SnapshotDefinition;
 
 /// Why a definition cannot be read or rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

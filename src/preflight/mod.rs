@@ -5,6 +5,7 @@ mod disk_map;
 mod fit;
 mod place;
 mod replace;
+mod snapshots;
 pub mod space;
 #[cfg(test)]
 mod tests;
@@ -58,7 +59,7 @@ pub enum BlockerKind {
     Transient,
     /// libvirt holds a saved memory image of the source VM.
     ManagedSave,
-    /// The source VM has libvirt snapshots.
+    /// A libvirt snapshot of the source VM cannot be carried.
     Snapshots,
     /// The source VM has checkpoints.
     Checkpoints,
@@ -189,6 +190,8 @@ pub enum WarningKind {
     EmulatorPath,
     /// A disk's owner does not exist on the destination.
     OwnerUnknown,
+    /// A snapshot holds the memory of a guest.
+    SnapshotMemory,
 }
 
 /// An unfinished transaction of this controller, or one that was abandoned without its destination being reached.
@@ -259,6 +262,7 @@ impl Report {
 pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfinished: &[Unfinished]) -> Report {
     let mut report = Report::default();
     vm::check(&mut report, survey);
+    snapshots::check(&mut report, survey);
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);

@@ -58,14 +58,6 @@ fn check_state(report: &mut Report, survey: &Survey) {
             format!("Start it and shut it down, or give the saved state up (`virsh managedsave-remove {word}`)."),
         );
     }
-    if vm.snapshots > 0 {
-        report.block(
-            BlockerKind::Snapshots,
-            host,
-            format!("{host}: VM {name} has {}, which cannot be carried yet.", count(vm.snapshots, "snapshot")),
-            format!("Delete what is not needed (`virsh snapshot-list {word}`, `virsh snapshot-delete`)."),
-        );
-    }
     if vm.checkpoints > 0 {
         report.block(
             BlockerKind::Checkpoints,

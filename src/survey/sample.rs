@@ -178,6 +178,7 @@ pub(crate) fn survey() -> Survey {
             tpm_directories: Vec::new(),
             definition,
             neighbours: vec![itself],
+            snapshots: Vec::new(),
         },
         destination: DestinationSurvey {
             name: "kvm2".into(),
