@@ -95,6 +95,12 @@ impl DefineSnapshot {
         if context.snapshot(self.snapshot)?.current && !there.current {
             return Ok(Some("it is not the current one".to_owned()));
         }
+        let planned = context.snapshot(self.snapshot)?;
+        let torn = format!("{}.new", snapshot_file(context.defined_name(), &planned.name));
+        // A daemon that starts reads that too, and nobody would remove it with the snapshot.
+        if last != Last::Done && context.destination.stat(&torn)?.is_some() {
+            return Ok(Some("its file is half written".to_owned()));
+        }
         let Ok(planned) = document(context, self.snapshot) else { return Ok(None) };
         Ok(read_back(&planned, &there.definition).err().map(|lost| lost.to_string()))
     }
@@ -103,6 +109,10 @@ impl DefineSnapshot {
 /// Where libvirt keeps the snapshots of the domain of a name.
 pub fn snapshot_directory(domain: &str) -> String {
     format!("{LIBVIRT_SNAPSHOTS}/{domain}")
+}
+
+fn snapshot_file(domain: &str, snapshot: &str) -> String {
+    format!("{}/{snapshot}.xml", snapshot_directory(domain))
 }
 
 /// The document as it is sent. A revert puts the definitions inside in the place of the domain's own, and that is a clone still: it
@@ -181,8 +191,8 @@ pub(super) fn remove_left(context: &Context, domain: &str) -> Result<(), Failure
         if known.iter().any(|snapshot| snapshot.name == planned.name) && has_this_name()? {
             continue;
         }
-        for file in [format!("{}.xml", planned.name), format!("{}.xml.new", planned.name)] {
-            let path = format!("{directory}/{file}");
+        let file = snapshot_file(domain, &planned.name);
+        for path in [format!("{file}.new"), file] {
             if let Some(bytes) = host.read(&path, DOCUMENT_BYTES_MAX)?
                 && is_torn_or_whole_of_ours(context, &String::from_utf8_lossy(&bytes))
                 && let Some(stat) = host.stat(&path)?
