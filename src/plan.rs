@@ -307,7 +307,8 @@ impl<'a, 'r> Rewriting<'a, 'r> {
         circumstances: &'a mut Circumstances<'r>,
     ) -> Result<Self, PlanError> {
         let neighbours = survey.source.neighbours.iter().chain(&survey.destination.neighbours);
-        let mut taken_macs: BTreeSet<String> = neighbours.flat_map(|neighbour| neighbour.macs.iter().cloned()).collect();
+        let mut taken_macs: BTreeSet<String> =
+            neighbours.flat_map(|neighbour| neighbour.macs.iter().cloned()).collect();
         taken_macs.extend(survey.source.definitions().flat_map(Definition::macs));
         let placed = survey.source.files.iter().zip(images);
         let mut variables = placed.filter(|(file, _)| file.role == ImageRoleV1::Nvram);
@@ -316,7 +317,10 @@ impl<'a, 'r> Rewriting<'a, 'r> {
             survey,
             images,
             identity: (!request.preserve_uuid).then(|| Identity { uuid: clone_uuid, genid: new_uuid(circumstances) }),
-            variables: variables.next().map(|(_, image)| image.final_path.clone()).or_else(|| new_variables(survey, txn)),
+            variables: variables
+                .next()
+                .map(|(_, image)| image.final_path.clone())
+                .or_else(|| new_variables(survey, txn)),
             taken_macs,
             macs: BTreeMap::new(),
             circumstances,

@@ -306,6 +306,7 @@ pub fn prepare(
         Ok(plan) => {
             let rehearsal = survey::rehearse(destination, &plan.definition)?;
             fit::check_rehearsal(&mut report, &survey, &rehearsal);
+            snapshots::rehearse(&mut report, destination, &plan)?;
             replace::warn(&mut report, request, &survey, &plan);
             Some(plan)
         }

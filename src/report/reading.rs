@@ -308,7 +308,9 @@ impl Reading<'_> {
         });
         match self.history.step(step).map_or(Last::None, |history| history.last) {
             _ if cleared => "removed",
-            _ if matches!(kind, StepV1::DefineDomain | StepV1::DefineSnapshot { .. }) && self.is_clone_gone() => "removed",
+            _ if matches!(kind, StepV1::DefineDomain | StepV1::DefineSnapshot { .. }) && self.is_clone_gone() => {
+                "removed"
+            }
             Last::None => "planned",
             Last::Done => "present",
             Last::Undone => "removed",

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use journal_format::{
-    ChunkState, CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, SnapshotV1, StepRef, StepV1,
+    ChunkState, CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, SnapshotV1, StepRef,
+    StepV1,
 };
 
 use super::host_record::HostRecord;

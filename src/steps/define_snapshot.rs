@@ -118,7 +118,8 @@ fn snapshot_file(domain: &str, snapshot: &str) -> String {
 /// The document as it is sent. A revert puts the definitions inside in the place of the domain's own, and that is a clone still: it
 /// has its mark from them.
 fn document(context: &Context, snapshot: u32) -> Result<String, Failure> {
-    let planned = SnapshotDefinition::parse(&context.snapshot(snapshot)?.definition).map_err(|error| unusable(&error))?;
+    let planned =
+        SnapshotDefinition::parse(&context.snapshot(snapshot)?.definition).map_err(|error| unusable(&error))?;
     let mark = mark(context, MarkState::Finished)?;
     let changes = |_: &_| Ok::<_, DomainError>(Rewrite { mark: Change::Set(mark.clone()), ..Rewrite::default() });
     planned.rewritten(changes).map_err(|error| unusable(&error))

@@ -6,6 +6,7 @@ mod counting;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod labels;
+mod snapshots;
 mod whole;
 
 use std::process::Command;

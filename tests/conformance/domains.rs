@@ -327,7 +327,10 @@ fn snapshots_follow_their_domain(ground: &dyn Ground) {
     assert_eq!(kept(&guest.name).unwrap(), ["first.xml", "second.xml"]);
     host.rename_domain(guest.uuid, &name).unwrap();
     assert_eq!(host.snapshots(guest.uuid).unwrap(), before);
-    assert_eq!((kept(&guest.name), kept(&name).unwrap()), (None, vec!["first.xml".to_owned(), "second.xml".to_owned()]));
+    assert_eq!(
+        (kept(&guest.name), kept(&name).unwrap()),
+        (None, vec!["first.xml".to_owned(), "second.xml".to_owned()])
+    );
     host.undefine(guest.uuid).unwrap();
     assert_eq!(kept(&name), None);
 }

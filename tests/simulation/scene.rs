@@ -300,7 +300,8 @@ impl Scene {
             old_vm::planned(old, &destination, (old_uuid, text), txn, &mut directories, &mut seed)
         });
         let planned_snapshots = if shape.snapshots {
-            let planned = source.libvirt.snapshots(vm_uuid).into_iter().zip(snapshots_of(CLONE_NAME, clone_uuid, &final_paths));
+            let planned =
+                source.libvirt.snapshots(vm_uuid).into_iter().zip(snapshots_of(CLONE_NAME, clone_uuid, &final_paths));
             planned
                 .map(|(was, (name, definition))| SnapshotV1 {
                     name: name.to_owned(),

@@ -58,9 +58,11 @@ fn read(text: &str) -> Result<(String, Option<String>, Definition), Refusal> {
     let bad = |detail: String| (FaultKind::Refused, format!("XML error: {detail}"));
     let document = roxmltree::Document::parse(text).map_err(|error| bad(error.to_string()))?;
     let root = document.root_element();
-    let child = |node: roxmltree::Node, tag| node.children().find(|child| child.has_tag_name(tag)).map(|child| child.id());
+    let child =
+        |node: roxmltree::Node, tag| node.children().find(|child| child.has_tag_name(tag)).map(|child| child.id());
     let named = |id| document.get_node(id).and_then(|node| node.text()).map(str::to_owned);
-    let name = child(root, "name").and_then(named).ok_or_else(|| bad("a redefined snapshot must have a name".into()))?;
+    let name =
+        child(root, "name").and_then(named).ok_or_else(|| bad("a redefined snapshot must have a name".into()))?;
     let parent = child(root, "parent").and_then(|id| document.get_node(id)).and_then(|node| child(node, "name"));
     let inside = child(root, "domain").and_then(|id| document.get_node(id)).ok_or_else(|| bad("no domain".into()))?;
     Ok((name, parent.and_then(named), Definition::parse(&text[inside.range()])?))
@@ -270,7 +272,8 @@ fn a_source_whose_snapshots_changed_turns_back() {
         let ending = history.settle(AttemptPurpose::Resume);
         assert!(matches!(ending, Some(Ending::RolledBack { .. })), "{ending:?}");
         history.verdict(ending.as_ref(), false).unwrap();
-        let failed = |event: &EventV1| matches!(event, EventV1::RollingBack { failure } if failure.message.contains("snapshot"));
+        let failed =
+            |event: &EventV1| matches!(event, EventV1::RollingBack { failure } if failure.message.contains("snapshot"));
         assert!(history.durable.borrow().records.iter().any(|record| failed(&record.event)));
     }
 }
