@@ -202,6 +202,9 @@ pub(super) fn remove_left(context: &Context, domain: &str) -> Result<(), Failure
             }
         }
     }
+    if host.stat(&directory)?.is_none() {
+        return Ok(());
+    }
     match host.remove_dir(&directory) {
         Err(fault) if fault.kind == FaultKind::NotEmpty => Ok(()),
         removed => Ok(removed?),
