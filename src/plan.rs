@@ -4,6 +4,7 @@
 pub mod changes;
 pub mod placement;
 pub mod replaced;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,7 @@ use journal_format::{
 };
 
 use crate::domain::qcow2::{Qcow2Error, renamed_backing};
-use crate::domain::{Change, DomainError, Identity, InterfaceSource, Rewrite, Tpm, places, rewrite};
+use crate::domain::{Change, Definition, Disk, DomainError, Identity, InterfaceSource, Rewrite, Tpm, places, rewrite};
 use crate::host::Address;
 use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
@@ -85,9 +86,12 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
     let (mut directories, images) = lay_out(request, survey, txn, clone_uuid, circumstances)?;
     let new_directories = tpm_directories(survey, clone_uuid);
     let replaced = replaced::replaced(request, survey, txn, &mut directories, circumstances);
-    let definition = clone_definition(request, survey, (txn, clone_uuid), &images, circumstances)?;
+    let mut rewriting = Rewriting::new(request, survey, (txn, clone_uuid), &images, circumstances)?;
+    let definition = clone_definition(&mut rewriting, survey, txn)?;
+    let snapshots = snapshots::snapshots(&mut rewriting, survey)?;
     let pools = touched_pools(survey, &directories);
     let mut steps = forward_steps(request, directories.len(), new_directories.len(), images.len());
+    steps.extend((0..snapshots.len()).map(|snapshot| StepV1::DefineSnapshot { snapshot: number(snapshot) }));
     steps.extend(replaced.as_ref().map(|_| StepV1::StopOldVm));
     let clean_up = clean_up_steps(request, survey, replaced.as_ref(), directories.len(), pools.len());
     Ok(PlanV1 {
@@ -108,6 +112,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         pools,
         steps,
         clean_up,
+        snapshots,
     })
 }
 
@@ -272,65 +277,129 @@ fn final_mode(mode: u32) -> u32 {
     }
 }
 
-fn clone_definition(
-    request: &Request,
-    survey: &Survey,
-    (txn, clone_uuid): (TxnId, DomainUuid),
-    images: &[ImageV1],
-    circumstances: &mut Circumstances<'_>,
-) -> Result<String, PlanError> {
-    let source = &survey.source.definition;
-    let macs = if request.preserve_mac { BTreeMap::new() } else { new_macs(survey, circumstances)? };
-    let placed = || survey.source.files.iter().zip(images);
-    let disk_files = placed().filter_map(|(file, image)| Some((file.index?, image.final_path.clone()))).collect();
-    let variables =
-        placed().find(|(file, _)| file.role == ImageRoleV1::Nvram).map(|(_, image)| image.final_path.clone());
-    let changes = Rewrite {
-        identity: (!request.preserve_uuid).then(|| Identity { uuid: clone_uuid, genid: new_uuid(circumstances) }),
-        emulator: match &survey.destination.emulator {
-            EmulatorFacts::Path(path) => Some(path.clone()),
-            EmulatorFacts::Refused(_) => None,
-        },
-        disk_files,
-        chain_files: chain_files(survey, images),
-        emptied: emptied_drives(survey),
-        variables: variables.or_else(|| new_variables(survey, txn)),
-        macs,
-        networks: renamed_networks(request, survey),
-        mark: Change::Remove,
-        ..Rewrite::default()
-    };
-    // Beside the old VM until the commit.
+/// The clone's definition: beside the old VM until the commit.
+fn clone_definition(rewriting: &mut Rewriting<'_, '_>, survey: &Survey, txn: TxnId) -> Result<String, PlanError> {
+    let changes = rewriting.changes(&survey.source.definition)?.named(&survey.new_name);
     let name = survey.destination.old.as_ref().map(|_| survey.new_name.beside(txn));
-    let changes = changes.named(&survey.new_name);
     let name = name.or_else(|| changes.name.clone());
-    Ok(rewrite(source, &Rewrite { name, ..changes })?)
+    Ok(rewrite(&survey.source.definition, &Rewrite { name, ..changes })?)
 }
 
-/// Where the chains are, of those disks whose definition names them.
-fn chain_files(survey: &Survey, images: &[ImageV1]) -> BTreeMap<usize, Vec<String>> {
-    let files = &survey.source.files;
-    let below = |at: usize| match files.get(at)?.below {
-        Below::Image { file, .. } => Some(file),
-        Below::Nothing | Below::Refused(_) => None,
-    };
-    let mut chains = BTreeMap::new();
-    for disk in &survey.source.definition.disks {
-        let written = disk.chain.as_ref().map_or(0, Vec::len);
-        let top = files.iter().position(|file| file.index == Some(disk.index)).filter(|_| written > 0);
-        let layers = std::iter::successors(top.and_then(below), |at| below(*at)).take(written);
-        let paths: Vec<_> = layers.filter_map(|at| Some(images.get(at)?.final_path.clone())).collect();
-        if !paths.is_empty() {
-            chains.insert(disk.index, paths);
-        }
+/// What becomes of everything that the source's definitions name: the same in its own and in those inside its snapshots.
+struct Rewriting<'a, 'r> {
+    request: &'a Request,
+    survey: &'a Survey,
+    images: &'a [ImageV1],
+    identity: Option<Identity>,
+    variables: Option<String>,
+    /// MAC addresses that somebody has, in small letters.
+    taken_macs: BTreeSet<String>,
+    /// The clone's MAC address by the source's, in small letters.
+    macs: BTreeMap<String, String>,
+    circumstances: &'a mut Circumstances<'r>,
+}
+
+impl<'a, 'r> Rewriting<'a, 'r> {
+    fn new(
+        request: &'a Request,
+        survey: &'a Survey,
+        (txn, clone_uuid): (TxnId, DomainUuid),
+        images: &'a [ImageV1],
+        circumstances: &'a mut Circumstances<'r>,
+    ) -> Result<Self, PlanError> {
+        let neighbours = survey.source.neighbours.iter().chain(&survey.destination.neighbours);
+        let mut taken_macs: BTreeSet<String> =
+            neighbours.flat_map(|neighbour| neighbour.macs.iter().cloned()).collect();
+        taken_macs.extend(survey.source.definitions().flat_map(Definition::macs));
+        let placed = survey.source.files.iter().zip(images);
+        let mut variables = placed.filter(|(file, _)| file.role == ImageRoleV1::Nvram);
+        Ok(Self {
+            request,
+            survey,
+            images,
+            identity: (!request.preserve_uuid).then(|| Identity { uuid: clone_uuid, genid: new_uuid(circumstances) }),
+            variables: variables
+                .next()
+                .map(|(_, image)| image.final_path.clone())
+                .or_else(|| new_variables(survey, txn)),
+            taken_macs,
+            macs: BTreeMap::new(),
+            circumstances,
+        })
     }
-    chains
-}
 
-/// Drives whose media the destination does not have.
-fn emptied_drives(survey: &Survey) -> BTreeSet<usize> {
-    let missing = survey.destination.media.iter().filter(|(_, is_there)| !**is_there);
-    missing.map(|(index, _)| *index).collect()
+    /// The changes of one of these definitions, but for its name.
+    fn changes(&mut self, definition: &Definition) -> Result<Rewrite, PlanError> {
+        let macs = if self.request.preserve_mac { BTreeMap::new() } else { self.new_macs(definition)? };
+        let mut changes = Rewrite {
+            identity: self.identity,
+            emulator: match &self.survey.destination.emulator {
+                EmulatorFacts::Path(path) => Some(path.clone()),
+                EmulatorFacts::Refused(_) => None,
+            },
+            emptied: self.emptied_drives(definition),
+            variables: definition.os.variables.as_ref().and(self.variables.clone()),
+            macs,
+            networks: renamed_networks(self.request, definition),
+            mark: Change::Remove,
+            ..Rewrite::default()
+        };
+        for disk in &definition.disks {
+            let Some(top) = self.file_of(disk) else { continue };
+            changes.disk_files.extend(self.images.get(top).map(|image| (disk.index, image.final_path.clone())));
+            let chain = self.chain_files(disk, top);
+            changes.chain_files.extend((!chain.is_empty()).then_some((disk.index, chain)));
+        }
+        Ok(changes)
+    }
+
+    /// The place among the VM's files of what a disk is now, or was when a snapshot was made.
+    fn file_of(&self, disk: &Disk) -> Option<usize> {
+        let alike = || self.survey.source.definition.disks.iter().filter(|own| own.source == disk.source);
+        let own = alike().find(|own| own.target == disk.target).or_else(|| alike().next())?;
+        self.survey.source.files.iter().position(|file| file.index == Some(own.index))
+    }
+
+    /// Where the chain below a disk is, as far as its definition names it.
+    fn chain_files(&self, disk: &Disk, top: usize) -> Vec<String> {
+        let files = &self.survey.source.files;
+        let below = |at: usize| match files.get(at)?.below {
+            Below::Image { file, .. } => Some(file),
+            Below::Nothing | Below::Refused(_) => None,
+        };
+        let written = disk.chain.as_ref().map_or(0, Vec::len);
+        let layers = std::iter::successors(below(top), |at| below(*at)).take(written);
+        layers.filter_map(|at| Some(self.images.get(at)?.final_path.clone())).collect()
+    }
+
+    /// Drives whose media the destination does not have.
+    fn emptied_drives(&self, definition: &Definition) -> BTreeSet<usize> {
+        let media = &self.survey.destination.media;
+        let is_missing = |disk: &&Disk| disk.medium().is_some_and(|path| media.get(path) == Some(&false));
+        definition.media().filter(is_missing).map(|disk| disk.index).collect()
+    }
+
+    /// A MAC address for each interface, by its index: free on both hosts and among themselves, and the same one wherever the
+    /// source has the same.
+    fn new_macs(&mut self, definition: &Definition) -> Result<BTreeMap<usize, String>, PlanError> {
+        let mut macs = BTreeMap::new();
+        for interface in &definition.interfaces {
+            let was = interface.mac.as_ref().map(|mac| mac.to_ascii_lowercase());
+            let mac = match was.as_ref().and_then(|was| self.macs.get(was)) {
+                Some(mac) => mac.clone(),
+                None => self.draw_free_mac()?,
+            };
+            self.macs.extend(was.map(|was| (was, mac.clone())));
+            macs.insert(interface.index, mac);
+        }
+        Ok(macs)
+    }
+
+    fn draw_free_mac(&mut self) -> Result<String, PlanError> {
+        let (circumstances, taken) = (&mut self.circumstances, &mut self.taken_macs);
+        let mut draws = (0..MAC_DRAWS_MAX).map(|_| draw_mac((circumstances.random)()));
+        draws.find(|mac| taken.insert(mac.clone())).ok_or(PlanError::NoMac)
+    }
 }
 
 /// Where libvirt will make the variables of a clone whose source was never started.
@@ -345,8 +414,8 @@ fn new_variables(survey: &Survey, txn: TxnId) -> Option<String> {
 }
 
 /// The other name of each network or bridge that has one on the destination, by the interface's index.
-fn renamed_networks(request: &Request, survey: &Survey) -> BTreeMap<usize, String> {
-    let interfaces = survey.source.definition.interfaces.iter();
+fn renamed_networks(request: &Request, definition: &Definition) -> BTreeMap<usize, String> {
+    let interfaces = definition.interfaces.iter();
     interfaces
         .filter_map(|interface| match &interface.source {
             InterfaceSource::Network(name) | InterfaceSource::Bridge(name) => {
@@ -356,22 +425,6 @@ fn renamed_networks(request: &Request, survey: &Survey) -> BTreeMap<usize, Strin
             InterfaceSource::User | InterfaceSource::Other { .. } => None,
         })
         .collect()
-}
-
-/// A MAC address for each interface, by its index: free on both hosts and among themselves.
-fn new_macs(survey: &Survey, circumstances: &mut Circumstances<'_>) -> Result<BTreeMap<usize, String>, PlanError> {
-    let neighbours = survey.source.neighbours.iter().chain(&survey.destination.neighbours);
-    let mut taken: BTreeSet<String> = neighbours.flat_map(|neighbour| neighbour.macs.iter().cloned()).collect();
-    taken.extend(survey.source.definition.macs());
-    let mut macs = BTreeMap::new();
-    for interface in &survey.source.definition.interfaces {
-        let mac = (0..MAC_DRAWS_MAX)
-            .map(|_| draw_mac((circumstances.random)()))
-            .find(|mac| taken.insert(mac.clone()))
-            .ok_or(PlanError::NoMac)?;
-        macs.insert(interface.index, mac);
-    }
-    Ok(macs)
 }
 
 fn draw_mac(random: [u8; 16]) -> String {

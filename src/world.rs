@@ -210,6 +210,17 @@ pub struct DomainFacts {
     pub definition: String,
 }
 
+/// A snapshot of a domain, as libvirt knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotFacts {
+    /// Its name.
+    pub name: String,
+    /// It is the one that the domain was brought to last.
+    pub current: bool,
+    /// Its document with secrets (`VIR_DOMAIN_SNAPSHOT_XML_SECURE`): definitions of the domain are in it.
+    pub definition: String,
+}
+
 /// A storage pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolFacts {
@@ -469,8 +480,16 @@ pub trait Host {
     fn rename_domain(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault>;
     /// The definition that a running domain runs with, with secrets; `None` when it is off, or there is none.
     fn live_definition(&self, uuid: DomainUuid) -> Result<Option<String>, Fault>;
-    /// The definitions of a domain's snapshots, with secrets.
-    fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault>;
+    /// All snapshots of a domain, by name; none where there is no such domain.
+    fn snapshots(&self, uuid: DomainUuid) -> Result<Vec<SnapshotFacts>, Fault>;
+    /// One snapshot; `None` when there is no such domain or snapshot.
+    fn snapshot(&self, uuid: DomainUuid, name: &str) -> Result<Option<SnapshotFacts>, Fault>;
+    /// Tells libvirt of a snapshot that the disks hold already (`REDEFINE`), in place of one of the same name that its guest
+    /// could not tell from it; `Refused` where the one that it stands on is not there. Not `current`: the current one stays.
+    fn define_snapshot(&self, uuid: DomainUuid, definition: &str, current: bool) -> Result<(), Fault>;
+    /// Lets libvirt forget a snapshot, and touches no disk. The one that it stands on becomes the current one in its place.
+    /// Already gone is `Ok`.
+    fn forget_snapshot(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault>;
     /// Sets (or, with `None`, removes) our metadata element in the definition.
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault>;
     /// Sets (or removes) the title in the definition.

@@ -1,10 +1,21 @@
 /// Reads any bytes as a definition and does with it all that a clone does.
 pub fn read_domain_xml(data: &[u8]) {
     use kvm_clone::domain::{
-        Change, CloneMark, Definition, Identity, InterfaceSource, Rewrite, read_back, rewrite, same, uncarried,
+        Change, CloneMark, Definition, DomainError, Identity, InterfaceSource, Rewrite, SnapshotDefinition, read_back,
+        rewrite, same, uncarried,
     };
 
     let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(snapshot) = SnapshotDefinition::parse(text) {
+        let kept = snapshot.rewritten(|_| Ok::<_, DomainError>(Rewrite::default()));
+        assert_eq!(kept.ok().as_deref(), Some(text));
+        let named = |_: &Definition| Ok(Rewrite { name: Some("another".into()), ..Rewrite::default() });
+        if let Ok(text) = snapshot.rewritten::<DomainError>(named) {
+            let after = SnapshotDefinition::parse(&text).expect("a rewrite is a snapshot");
+            assert_eq!((&after.name, after.memory, &after.disks), (&snapshot.name, snapshot.memory, &snapshot.disks));
+            assert!(after.definitions().all(|definition| definition.name == "another"));
+        }
+    }
     let mark = CloneMark::read(text);
     let Ok(definition) = Definition::parse(text) else { return };
     assert_eq!(rewrite(&definition, &Rewrite::default()).ok().as_deref(), Some(text));

@@ -25,6 +25,6 @@ pub use old_vm::{FileStampV1, OldFileFateV1, OldFileV1, OldVmRecordError, OldVmR
 pub use owner::{DirectionV1, OwnerError, OwnerV1, SlotError};
 pub use plan::{
     BackingV1, CleanUpStepV1, DirectoryV1, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, NewDirectoryV1, OptionsV1,
-    PlanV1, RequestV1, SourceKindV1, SourceStampV1, StepV1,
+    PlanV1, RequestV1, SnapshotV1, SourceKindV1, SourceStampV1, StepV1,
 };
 pub use wire::VALUE_BYTES_MAX;

@@ -45,6 +45,22 @@ pub struct PlanV1 {
     pub steps: Vec<StepV1>,
     /// What is done after the commit, forward only.
     pub clean_up: Vec<CleanUpStepV1>,
+    /// libvirt's snapshots of the source, each after the one that it stands on.
+    pub snapshots: Vec<SnapshotV1>,
+}
+
+/// One libvirt snapshot. What it holds of the disks is inside their images; this is what libvirt itself knows of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotV1 {
+    /// Its name, the same on both hosts.
+    pub name: String,
+    /// The source's, as libvirt gave it (with secrets). Compared at each attempt.
+    pub source_definition: String,
+    /// The clone's as it will be sent, but for the metadata elements that `DefineSnapshot` puts in. The domain inside has the
+    /// clone's final name.
+    pub definition: String,
+    /// It is the current one.
+    pub current: bool,
 }
 
 /// What makes two runs the same clone, and what was asked besides.
@@ -291,6 +307,11 @@ pub enum StepV1 {
     },
     /// The old VM is shut off, and what it was is written into the host record.
     StopOldVm,
+    /// What libvirt knows of one snapshot, in the clone's words.
+    DefineSnapshot {
+        /// Index into `PlanV1::snapshots`.
+        snapshot: u32,
+    },
 }
 
 /// A step after the commit. Forward only. Variants are only appended.

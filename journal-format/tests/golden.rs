@@ -30,8 +30,14 @@ fn seeds() -> PathBuf {
 
 /// A plan of one step: a variant that is added later changes no file that is there.
 fn plan_of(edit: impl FnOnce(&mut PlanV1)) -> EventV1 {
-    let mut plan =
-        PlanV1 { steps: Vec::new(), clean_up: Vec::new(), images: Vec::new(), replaced: None, ..example::plan() };
+    let mut plan = PlanV1 {
+        steps: Vec::new(),
+        clean_up: Vec::new(),
+        images: Vec::new(),
+        replaced: None,
+        snapshots: Vec::new(),
+        ..example::plan()
+    };
     edit(&mut plan);
     EventV1::Begun { plan: Box::new(plan) }
 }
@@ -191,7 +197,7 @@ fn the_example_has_every_variant() {
     };
     let all: Vec<_> = frames().iter().map(|(name, record)| (name.clone(), payload(record))).collect();
     let starting = |prefix: &str| all.iter().filter(|(name, _)| name.starts_with(prefix)).cloned().collect::<Vec<_>>();
-    // A step without fields is the 4 bytes before the (empty) list of clean-up steps, one with a field has 4 more.
+    // A step without fields is the 4 bytes before the (empty) lists of clean-up steps and snapshots, one with a field has 4 more.
     let fields = |name: &str| {
         let known = example::steps()
             .iter()
@@ -206,13 +212,16 @@ fn the_example_has_every_variant() {
         ("outcome", starting("done-").into_iter().map(|(_, payload)| (28, payload)).collect()),
         (
             "step",
-            starting("step-").into_iter().map(|(name, payload)| (from_end(&name[5..], &payload, 8), payload)).collect(),
+            starting("step-")
+                .into_iter()
+                .map(|(name, payload)| (from_end(&name[5..], &payload, 16), payload))
+                .collect(),
         ),
         (
             "clean-up step",
             starting("clean-up-")
                 .into_iter()
-                .map(|(name, payload)| (from_end(&name[9..], &payload, 0), payload))
+                .map(|(name, payload)| (from_end(&name[9..], &payload, 8), payload))
                 .collect(),
         ),
     ];

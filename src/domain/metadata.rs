@@ -51,9 +51,15 @@ pub struct DiskMark {
     pub clone: ImageMark,
 }
 
-/// What tells whether a source's definition is still the one that was cloned.
-pub fn definition_value(definition: &str) -> ChunkValue {
-    ChunkValue(*blake3::hash(definition.as_bytes()).as_bytes())
+/// What tells whether a source's definition, and its snapshots (each with whether it is the current one), are still those that
+/// were cloned.
+pub fn definition_value<'a>(definition: &str, snapshots: impl Iterator<Item = (&'a str, bool)>) -> ChunkValue {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(definition.as_bytes());
+    for (snapshot, current) in snapshots {
+        hasher.update(blake3::hash(snapshot.as_bytes()).as_bytes()).update(&[u8::from(current)]);
+    }
+    ChunkValue(*hasher.finalize().as_bytes())
 }
 
 /// The whole element.
@@ -69,7 +75,7 @@ pub struct CloneMark {
     pub source_host: String,
     /// The source VM's UUID.
     pub source_uuid: DomainUuid,
-    /// BLAKE3 of the source's definition, as it was then.
+    /// BLAKE3 of the source's definition and snapshots, as they were then.
     pub source_definition: Option<ChunkValue>,
     /// The domain's own UUID: a mark that names another one was copied by somebody and says nothing.
     pub clone_uuid: DomainUuid,

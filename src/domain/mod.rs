@@ -15,6 +15,7 @@ pub mod named;
 pub mod places;
 pub mod qcow2;
 pub mod rewrite;
+pub mod snapshot;
 mod xml;
 
 pub use carry::{Carriage, Droppable, Uncarried, uncarried, uncarried_image};
@@ -27,6 +28,7 @@ pub use leave_behind::leave_behind;
 pub use metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark};
 pub use name::{DomainName, NameError};
 pub use rewrite::{Change, Identity, Rewrite, rewrite};
+pub use snapshot::SnapshotDefinition;
 
 /// Why a definition cannot be read or rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

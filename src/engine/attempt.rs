@@ -150,6 +150,11 @@ pub(super) fn allowed(plan: &PlanV1) -> Vec<String> {
         paths.push(made.path.clone());
     }
     paths.extend(plan.images.iter().map(|image| image.final_path.clone()));
+    if !plan.snapshots.is_empty() {
+        let name = plan.replaced.as_ref().map_or(&plan.request.new_name, |old| &old.clone_name);
+        let directory = steps::snapshot_directory(name);
+        paths.extend([format!("{directory}/"), directory]);
+    }
     paths
 }
 
@@ -288,7 +293,6 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
             domain.managed_save && is_carried(DropKindV1::ManagedSave),
             "has a saved memory state now, without which its disks are not consistent",
         ),
-        (domain.snapshots > 0 && is_carried(DropKindV1::Snapshots), "has snapshots now, which cannot be carried yet"),
         (
             domain.checkpoints > 0 && is_carried(DropKindV1::Checkpoints),
             "has checkpoints now, which cannot be carried yet",
@@ -304,6 +308,9 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
             format!("the definition of {name} on {host} changed since this clone was planned"),
             "clone again: the new definition is then the one that is cloned",
         ));
+    }
+    if is_carried(DropKindV1::Snapshots) && (domain.snapshots > 0 || !context.plan.snapshots.is_empty()) {
+        still_has_its_snapshots(context)?;
     }
     still_has_its_volumes(context)?;
     for image in 0..u32::try_from(context.plan.images.len()).unwrap_or(u32::MAX) {
@@ -331,6 +338,34 @@ fn must_be_off(context: &Context) -> Result<DomainFacts, Failure> {
         ));
     }
     Ok(domain)
+}
+
+/// The very snapshots that were planned, and no other.
+fn still_has_its_snapshots(context: &Context) -> Result<(), Failure> {
+    let (source, plan) = (context.source()?, &context.plan);
+    let name = &plan.request.vm_name;
+    let changed = |what: String| {
+        Failure::turn_back(
+            format!("{what} of the source VM {name} on {} since this clone was planned", source.name()),
+            "clone again: the snapshots are then those that are cloned",
+        )
+    };
+    let mut now = source.snapshots(plan.request.vm_uuid)?;
+    for planned in &plan.snapshots {
+        let Some(at) = now.iter().position(|snapshot| snapshot.name == planned.name) else {
+            return Err(changed(format!("somebody deleted the snapshot {}", planned.name)));
+        };
+        let found = now.swap_remove(at);
+        let unchanged = same(&found.definition, &planned.source_definition)
+            .map_err(|error| Failure::turn_back(format!("{name} on {}: {error}", source.name()), "clone again"))?;
+        if !unchanged || found.current != planned.current {
+            return Err(changed(format!("somebody changed the snapshot {}", planned.name)));
+        }
+    }
+    match now.first() {
+        Some(new) => Err(changed(format!("somebody made the snapshot {}", new.name))),
+        None => Ok(()),
+    }
 }
 
 /// A pool may have been given another directory: then its volume is another file.

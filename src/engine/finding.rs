@@ -52,6 +52,9 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             made.map(|made| list_files([made.path.as_str()])).into_iter().collect()
         }
         Some(StepV1::DefineDomain) => vec![format!("virsh list --all --uuid --name --title"), domain()],
+        Some(StepV1::DefineSnapshot { .. }) => {
+            vec![format!("virsh snapshot-list --tree {}", plan.clone_uuid), domain()]
+        }
         Some(StepV1::StopOldVm) => {
             let old = plan.replaced.as_ref();
             old.map(|old| format!("virsh domstate --reason {}", old.uuid)).into_iter().chain([records()]).collect()

@@ -5,6 +5,7 @@
 
 mod calls;
 mod relay;
+mod snapshots;
 
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -304,9 +305,14 @@ const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 fn kind_of(refusal: &Refusal) -> FaultKind {
     use ErrorNumber as E;
     match refusal.code {
-        Some(E::NoDomain | E::NoNetwork | E::NoStoragePool | E::NoStorageVolume | E::NoDomainMetadata) => {
-            FaultKind::NotFound
-        }
+        Some(
+            E::NoDomain
+            | E::NoDomainSnapshot
+            | E::NoNetwork
+            | E::NoStoragePool
+            | E::NoStorageVolume
+            | E::NoDomainMetadata,
+        ) => FaultKind::NotFound,
         Some(E::DomExist) => FaultKind::AlreadyExists,
         Some(E::AuthFailed | E::AuthCancelled | E::AuthUnavailable | E::AccessDenied | E::OperationDenied) => {
             FaultKind::Denied

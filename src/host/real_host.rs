@@ -13,7 +13,7 @@ use super::copy;
 use super::libvirt::Libvirt;
 use crate::world::{
     ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, HashJob, Host,
-    HostFacts, ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId,
+    HostFacts, ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, SnapshotFacts,
 };
 
 /// How long the agent may take for what touches little: it may wait for a busy disk.
@@ -405,8 +405,22 @@ impl Host for RealHost {
         self.block_on(self.libvirt.live_definition(uuid))
     }
 
-    fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault> {
-        self.block_on(self.libvirt.snapshot_definitions(uuid))
+    fn snapshots(&self, uuid: DomainUuid) -> Result<Vec<SnapshotFacts>, Fault> {
+        self.block_on(self.libvirt.snapshots(uuid))
+    }
+
+    fn snapshot(&self, uuid: DomainUuid, name: &str) -> Result<Option<SnapshotFacts>, Fault> {
+        self.block_on(self.libvirt.snapshot(uuid, name))
+    }
+
+    fn define_snapshot(&self, uuid: DomainUuid, definition: &str, current: bool) -> Result<(), Fault> {
+        let operation = || format!("define a snapshot of domain {uuid}");
+        self.tell_libvirt(operation, self.libvirt.define_snapshot(uuid, definition, current))
+    }
+
+    fn forget_snapshot(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault> {
+        let operation = || format!("forget the snapshot {name} of domain {uuid}");
+        self.tell_libvirt(operation, self.libvirt.forget_snapshot(uuid, name))
     }
 
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {

@@ -20,7 +20,7 @@ fn counting(seed: u8) -> impl FnMut() -> [u8; 16] {
     }
 }
 
-fn plan_of(request: &Request, survey: &Survey) -> Result<PlanV1, PlanError> {
+pub(super) fn plan_of(request: &Request, survey: &Survey) -> Result<PlanV1, PlanError> {
     let controller = sample::controller();
     let now = UnixMillis(1_750_000_000_000);
     plan(request, survey, &mut Circumstances { controller: &controller, now, random: &mut counting(1) })

@@ -78,7 +78,7 @@ fn check_firmware(report: &mut Report, survey: &Survey, theirs: Option<&Firmware
 
 fn check_networks(report: &mut Report, request: &Request, survey: &Survey) {
     let host = survey.destination.name.as_str();
-    for wanted in survey.source.definition.networks() {
+    for wanted in survey.source.networks() {
         let name = request.mapped_network(wanted);
         match survey.destination.networks.iter().find(|network| network.name == name) {
             Some(network) if network.active => {}
@@ -110,7 +110,7 @@ fn check_networks(report: &mut Report, request: &Request, survey: &Survey) {
 
 fn check_bridges(report: &mut Report, request: &Request, survey: &Survey) {
     let host = survey.destination.name.as_str();
-    for wanted in survey.source.definition.bridges() {
+    for wanted in survey.source.bridges() {
         let name = request.mapped_network(wanted);
         if !survey.destination.bridges.contains(name) {
             report.block(
@@ -124,8 +124,7 @@ fn check_bridges(report: &mut Report, request: &Request, survey: &Survey) {
 }
 
 fn check_mappings(report: &mut Report, request: &Request, survey: &Survey) {
-    let definition = &survey.source.definition;
-    let used: Vec<_> = definition.networks().into_iter().chain(definition.bridges()).collect();
+    let used: Vec<_> = survey.source.networks().into_iter().chain(survey.source.bridges()).collect();
     let (host, vm) = (survey.source.name.as_str(), &survey.source.vm.brief.name);
     for mapping in request.network_map.iter().filter(|mapping| !used.contains(&mapping.from.as_str())) {
         let known = if used.is_empty() { "none".to_owned() } else { used.join(", ") };
@@ -145,8 +144,9 @@ fn check_mappings(report: &mut Report, request: &Request, survey: &Survey) {
 fn check_media(report: &mut Report, survey: &Survey) {
     let (host, from) = (survey.destination.name.as_str(), survey.source.name.as_str());
     let media = &survey.destination.media;
-    for disk in survey.source.definition.media().filter(|disk| media.get(&disk.index) == Some(&false)) {
-        let (target, path) = (&disk.target, disk.medium().unwrap_or_default());
+    for disk in survey.source.definition.media() {
+        let Some(path) = disk.medium().filter(|path| media.get(*path) == Some(&false)) else { continue };
+        let target = &disk.target;
         if disk.device == DiskDevice::Disk {
             report.block(
                 BlockerKind::MediumMissing,

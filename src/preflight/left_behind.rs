@@ -12,11 +12,10 @@ use crate::survey::Survey;
 struct Beside {
     is_there: bool,
     drop: DropKindV1,
-    kind: BlockerKind,
     /// What it is, as it stands in both sentences.
     what: String,
-    why: &'static str,
-    advice: String,
+    /// Why it is refused otherwise, and what to do about it; `None`: it is carried.
+    refused: Option<(BlockerKind, &'static str, String)>,
     /// What the clone is without it.
     without: &'static str,
 }
@@ -25,11 +24,11 @@ pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
     let (host, name) = (survey.source.name.as_str(), &survey.source.vm.brief.name);
     let beside = beside(survey);
     for found in beside.iter().filter(|found| found.is_there) {
-        let Beside { drop, kind, what, why, advice, without, .. } = found;
+        let Beside { drop, what, refused, without, .. } = found;
         if request.dropped.contains(drop) {
             let message = format!("{host}: VM {name}: {what}: left behind, as --drop {drop} asks. {without}.");
             report.warn(WarningKind::LeftBehind, host, message, "");
-        } else {
+        } else if let Some((kind, why, advice)) = refused {
             let message = format!("{host}: VM {name} has {what}, {why}.");
             report.block(*kind, host, message, format!("{advice}; or leave that behind: --drop {drop}."));
         }
@@ -57,28 +56,30 @@ fn beside(survey: &Survey) -> [Beside; 3] {
         Beside {
             is_there: vm.managed_save,
             drop: DropKindV1::ManagedSave,
-            kind: BlockerKind::ManagedSave,
             what: "a saved memory state (managed save)".to_owned(),
-            why: "without which its disks are not consistent",
-            advice: format!("Start it and shut it down, give the saved state up (`virsh managedsave-remove {word}`)"),
+            refused: Some((
+                BlockerKind::ManagedSave,
+                "without which its disks are not consistent",
+                format!("Start it and shut it down, give the saved state up (`virsh managedsave-remove {word}`)"),
+            )),
             without: "The clone's disks are as they were at that moment, and it boots as after a power cut",
         },
         Beside {
             is_there: vm.snapshots > 0,
             drop: DropKindV1::Snapshots,
-            kind: BlockerKind::Snapshots,
             what: count(vm.snapshots, "snapshot"),
-            why: "which cannot be carried yet",
-            advice: format!("Delete what is not needed (`virsh snapshot-list {word}`, `virsh snapshot-delete`)"),
+            refused: None,
             without: "What they hold inside of a qcow2 image stays in the clone's copy of it (`qemu-img snapshot -l`)",
         },
         Beside {
             is_there: vm.checkpoints > 0,
             drop: DropKindV1::Checkpoints,
-            kind: BlockerKind::Checkpoints,
             what: count(vm.checkpoints, "checkpoint"),
-            why: "which cannot be carried yet",
-            advice: format!("Delete what is not needed (`virsh checkpoint-list {word}`, `virsh checkpoint-delete`)"),
+            refused: Some((
+                BlockerKind::Checkpoints,
+                "which cannot be carried yet",
+                format!("Delete what is not needed (`virsh checkpoint-list {word}`, `virsh checkpoint-delete`)"),
+            )),
             without: "Their bitmaps stay inside of the clone's qcow2 images, and its libvirt does not know them",
         },
     ]
@@ -114,20 +115,24 @@ mod tests {
 
     #[test]
     fn each_is_refused_with_the_words_that_leave_it_behind_and_told_when_it_is() {
-        let kinds = [DropKindV1::Snapshots, DropKindV1::Checkpoints, DropKindV1::ManagedSave, DropKindV1::Lease];
+        let kinds = [DropKindV1::Checkpoints, DropKindV1::ManagedSave, DropKindV1::Lease];
         let refused = report_without(&[]);
-        assert_eq!((texts(&refused.blockers).len(), texts(&refused.warnings).len()), (4, 0), "{refused:#?}");
+        assert_eq!((texts(&refused.blockers).len(), texts(&refused.warnings).len()), (3, 0), "{refused:#?}");
         for kind in kinds {
             let word = format!("--drop {kind}.");
             let named = |report: &Report| texts(&report.blockers).iter().filter(|text| text.ends_with(&word)).count();
             assert_eq!(named(&refused), 1, "{word} {refused:#?}");
             let without = report_without(&[kind]);
-            assert_eq!((named(&without), without.blockers.len()), (0, 3), "{without:#?}");
+            assert_eq!((named(&without), without.blockers.len()), (0, 2), "{without:#?}");
             assert_eq!(without.warnings[0].kind, WarningKind::LeftBehind);
             assert!(without.warnings[0].message.contains(&format!("left behind, as --drop {kind} asks")));
         }
-        let all = report_without(&kinds);
-        assert_eq!((all.exit(), all.warnings.len()), (None, 4), "{all:#?}");
+        let all = report_without(&DropKindV1::ALL);
+        let unused = all.warnings.iter().filter(|warning| warning.kind == WarningKind::DropUnused).count();
+        assert_eq!((all.exit(), all.warnings.len() - unused, unused), (None, 4, DropKindV1::ALL.len() - 4), "{all:#?}");
+        assert!(
+            texts(&all.warnings).iter().any(|text| text.contains("2 snapshots: left behind, as --drop snapshots asks"))
+        );
     }
 
     #[test]

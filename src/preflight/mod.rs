@@ -6,6 +6,7 @@ mod fit;
 mod left_behind;
 mod place;
 mod replace;
+mod snapshots;
 pub mod space;
 #[cfg(test)]
 mod tests;
@@ -59,7 +60,7 @@ pub enum BlockerKind {
     Transient,
     /// libvirt holds a saved memory image of the source VM.
     ManagedSave,
-    /// The source VM has libvirt snapshots.
+    /// A libvirt snapshot of the source VM cannot be carried.
     Snapshots,
     /// The source VM has checkpoints.
     Checkpoints,
@@ -194,6 +195,8 @@ pub enum WarningKind {
     EmulatorPath,
     /// A disk's owner does not exist on the destination.
     OwnerUnknown,
+    /// A snapshot holds the memory of a guest.
+    SnapshotMemory,
 }
 
 /// An unfinished transaction of this controller, or one that was abandoned without its destination being reached.
@@ -265,6 +268,7 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     let mut report = Report::default();
     vm::check(&mut report, survey);
     left_behind::check(&mut report, request, survey);
+    snapshots::check(&mut report, survey);
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);
@@ -308,6 +312,7 @@ pub fn prepare(
         Ok(plan) => {
             let rehearsal = survey::rehearse(destination, &plan.definition)?;
             fit::check_rehearsal(&mut report, &survey, &rehearsal);
+            snapshots::rehearse(&mut report, destination, &plan)?;
             replace::warn(&mut report, request, &survey, &plan);
             Some(plan)
         }

@@ -62,7 +62,6 @@ fn each_thing_in_the_way_is_named() {
         ),
         (B::Transient, |_, s| s.source.vm.persistent = false, &["transient"]),
         (B::ManagedSave, |_, s| s.source.vm.managed_save = true, &["managed save", "managedsave-remove web01"]),
-        (B::Snapshots, |_, s| s.source.vm.snapshots = 2, &["2 snapshots"]),
         (B::Checkpoints, |_, s| s.source.vm.checkpoints = 1, &["1 checkpoint,"]),
         (B::DiskMissing, |_, s| s.source.files[1].image = SourceImage::Missing, &["kvm1", "vdb", "/srv/data/disk.img"]),
         (

@@ -85,6 +85,7 @@ pub fn plan() -> PlanV1 {
             CleanUpStepV1::RemoveStaging { directory: 0 },
             CleanUpStepV1::RemoveRecord,
         ],
+        snapshots: Vec::new(),
     }
 }
 

@@ -308,7 +308,10 @@ impl Reading<'_> {
                 .any(|(index, step)| *step == remover && self.is_done(StepRef::CleanUp(index)))
         });
         match self.history.step(step).map_or(Last::None, |history| history.last) {
-            _ if cleared || (kind == StepV1::DefineDomain && self.is_clone_gone()) => "removed",
+            _ if cleared => "removed",
+            _ if matches!(kind, StepV1::DefineDomain | StepV1::DefineSnapshot { .. }) && self.is_clone_gone() => {
+                "removed"
+            }
             Last::None => "planned",
             Last::Done => "present",
             Last::Undone => "removed",
@@ -346,6 +349,7 @@ fn resource_of(
             metadata.insert("name", plan.request.new_name.clone().into());
             ("domain", plan.clone_uuid.to_string())
         }
+        StepV1::DefineSnapshot { snapshot } => ("snapshot", plan.snapshots.get(at(snapshot)?)?.name.clone()),
         StepV1::StopOldVm
         | StepV1::DetectSharedStorage
         | StepV1::TransferImage { .. }

@@ -88,6 +88,13 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
             let line = format!("define {name} ({})", plan.clone_uuid);
             text("define_domain", name, line)
         }
+        StepV1::DefineSnapshot { snapshot } => {
+            let index = usize::try_from(snapshot).ok();
+            let name = index.and_then(|index| plan.snapshots.get(index)).map(|planned| planned.name.clone());
+            let name = name.unwrap_or_default();
+            let line = format!("define the snapshot {name} of {}", plan.request.new_name);
+            text("define_snapshot", name, line)
+        }
         StepV1::StopOldVm => {
             let name = plan.request.new_name.clone();
             let line = plan.replaced.as_ref().map_or_else(String::new, |old| stopping(&name, old));

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use journal_format::{
-    ChunkState, CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, StepRef, StepV1,
+    ChunkState, CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, SnapshotV1, StepRef,
+    StepV1,
 };
 
 use super::host_record::HostRecord;
@@ -74,6 +75,11 @@ impl Context<'_> {
     /// One directory of the plan that is made for final names.
     pub fn new_directory(&self, directory: u32) -> Result<&NewDirectoryV1, Failure> {
         self.plan.new_directories.get(directory as usize).ok_or_else(|| inconsistent("new directory", directory))
+    }
+
+    /// One snapshot of the plan.
+    pub fn snapshot(&self, snapshot: u32) -> Result<&SnapshotV1, Failure> {
+        self.plan.snapshots.get(snapshot as usize).ok_or_else(|| inconsistent("snapshot", snapshot))
     }
 
     /// What happened to a step.

@@ -1,6 +1,6 @@
 //! The clone's definition, marked unfinished: after every image is verified and published.
 
-use journal_format::{FailureClassV1, Inode, OutcomeV1, StepV1};
+use journal_format::{ChunkValue, FailureClassV1, Inode, OutcomeV1, PlanV1, StepV1};
 
 use super::publish_image::PublishImage;
 use super::{Applied, Context, Probe, Step, rename_clone};
@@ -36,17 +36,8 @@ impl Step for DefineDomain {
                 domain.brief.name, domain.brief.uuid
             )));
         }
-        if domain.brief.state == DomainState::Active {
-            return Ok(Probe::InUse(format!("the domain {} was started", domain.brief.name)));
-        }
-        if domain.brief.name != name {
-            return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
-        }
-        // Started and shut off again: the guest's writes are somebody's, and the definition is what they are reached by.
-        for image in (0u32..).take(context.plan.images.len()) {
-            if let used @ Probe::InUse(_) = (PublishImage { image }).probe(context)? {
-                return Ok(used);
-            }
+        if let Some(found) = used(context, &domain)? {
+            return Ok(Probe::InUse(found));
         }
         let last = context.history_of(StepV1::DefineDomain).map_or(Last::None, |step| step.last);
         Ok(match lost(context, &domain, last) {
@@ -131,6 +122,27 @@ fn name_taken(context: &Context, by: &str) -> Failure {
     )
 }
 
+/// What somebody did with the clone before it was finished, if anybody did anything.
+pub(super) fn used(context: &Context, domain: &DomainFacts) -> Result<Option<String>, Failure> {
+    if domain.brief.state == DomainState::Active {
+        return Ok(Some(format!("the domain {} was started", domain.brief.name)));
+    }
+    if domain.brief.name != context.defined_name() {
+        return Ok(Some(format!("the domain was renamed to {}", domain.brief.name)));
+    }
+    used_image(context)
+}
+
+/// Started and shut off again, or reverted to a snapshot: the writes are somebody's, and the definition is what they are reached by.
+pub(super) fn used_image(context: &Context) -> Result<Option<String>, Failure> {
+    for image in (0u32..).take(context.plan.images.len()) {
+        if let Probe::InUse(found) = (PublishImage { image }).probe(context)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
 /// What libvirt writes before it renames it to the definition of that name.
 pub fn torn_definition(name: &str) -> String {
     format!("{LIBVIRT_DEFINITIONS}/{name}.xml.new")
@@ -200,12 +212,18 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         source_machine_id: request.source.machine_id.clone(),
         source_host: request.source.address.clone(),
         source_uuid: request.vm_uuid,
-        source_definition: Some(definition_value(&context.plan.source_definition)),
+        source_definition: Some(source_value(&context.plan)),
         clone_uuid: context.plan.clone_uuid,
         same_identity: request.options.preserve_uuid,
         state,
         disks,
     })
+}
+
+/// What the source's definitions were when it was planned.
+fn source_value(plan: &PlanV1) -> ChunkValue {
+    let snapshots = plan.snapshots.iter().map(|snapshot| (snapshot.source_definition.as_str(), snapshot.current));
+    definition_value(&plan.source_definition, snapshots)
 }
 
 /// What the mark of a clone that is there, or whose renaming was torn, says of its images' transfers: the inverse of `mark`.

@@ -8,6 +8,7 @@ mod context;
 mod create_image;
 mod create_staging;
 mod define_domain;
+mod define_snapshot;
 mod delete_old_file;
 mod detect_shared_storage;
 mod finish_domain;
@@ -34,6 +35,7 @@ use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 pub use self::context::{Context, Counted};
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
+pub use self::define_snapshot::{LIBVIRT_SNAPSHOTS, snapshot_directory};
 pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
@@ -143,6 +145,7 @@ pub fn step(step: StepV1) -> Box<dyn Step> {
         StepV1::MakeDirectory { directory } => Box::new(make_directory::MakeDirectory { directory }),
         StepV1::DefineDomain => Box::new(define_domain::DefineDomain),
         StepV1::StopOldVm => Box::new(stop_old_vm::StopOldVm),
+        StepV1::DefineSnapshot { snapshot } => Box::new(define_snapshot::DefineSnapshot { snapshot }),
     }
 }
 
@@ -175,6 +178,7 @@ pub fn image_of(step: StepV1) -> Option<u32> {
         | StepV1::DetectSharedStorage
         | StepV1::MakeDirectory { .. }
         | StepV1::DefineDomain
+        | StepV1::DefineSnapshot { .. }
         | StepV1::StopOldVm => None,
     }
 }
@@ -189,6 +193,7 @@ pub fn makes_something(step: StepV1) -> bool {
         | StepV1::PublishImage { .. }
         | StepV1::MakeDirectory { .. }
         | StepV1::DefineDomain
+        | StepV1::DefineSnapshot { .. }
         | StepV1::StopOldVm => true,
         StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => false,
     }

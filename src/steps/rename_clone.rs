@@ -1,9 +1,10 @@
 //! The clone gets its own name, which the old VM had. libvirt writes the new file before it removes the old one: torn, both are
-//! there, and the stale one would come back at a later start of the daemon.
+//! there, and the stale one would come back at a later start of the daemon. Its snapshots get another directory with it.
 
 use journal_format::{CleanUpStepV1, OldVmRecordV1, OutcomeV1};
 
 use super::define_domain::LIBVIRT_DEFINITIONS;
+use super::define_snapshot::{self, define_lost, is_left, lost_snapshots, remove_left};
 use super::finish_domain::{GONE, our_clone};
 use super::old_vm::{Kept, is_stale, missing_image, named, remove_stale, replaced};
 use super::{CleanUpStep, Context, Probe};
@@ -24,7 +25,8 @@ impl CleanUpStep for RenameClone {
         };
         let stale = |name: &str| is_stale(host.as_ref(), name, context.plan.clone_uuid);
         if clone.brief.name == *name {
-            return Ok(if stale(&old.clone_name)? { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) });
+            let half = stale(&old.clone_name)? || is_left(context, &old.clone_name)? || lost_something(context)?;
+            return Ok(if half { Probe::Partial } else { Probe::Ours(OutcomeV1::Nothing) });
         }
         if clone.brief.name != old.clone_name {
             let why = format!("the clone was renamed to {} by somebody: it is left", clone.brief.name);
@@ -61,16 +63,28 @@ impl CleanUpStep for RenameClone {
             renamed => renamed?,
         }
         remove_stale(host.as_ref(), &old.clone_name, plan.clone_uuid)?;
+        if is_left(context, &old.clone_name)? {
+            remove_left(context, &old.clone_name)?;
+        }
+        define_lost(context)?;
         Ok(OutcomeV1::Nothing)
     }
 
     fn settle(&self, context: &Context) -> Result<(), Failure> {
+        if !context.plan.snapshots.is_empty() {
+            define_snapshot::settle(context.destination.as_ref(), &context.plan.request.new_name)?;
+        }
         Ok(context.destination.sync(LIBVIRT_DEFINITIONS)?)
     }
 
     fn lands_late(&self) -> bool {
         true
     }
+}
+
+/// A renaming that was broken off by a power cut may have lost snapshots.
+fn lost_something(context: &Context) -> Result<bool, Failure> {
+    Ok(context.is_under_way(CleanUpStepV1::RenameClone) && !lost_snapshots(context)?.is_empty())
 }
 
 /// The clone's definition, if a power cut tore the renaming and left neither name, though the images are there.

@@ -9,7 +9,7 @@ use super::old_vm::{
     stamps_when_stopped, stop, unlock_images, unrenamable,
 };
 use super::set_autostart::LIBVIRT_AUTOSTART;
-use super::{CleanUpStep, Context, Probe, old_variables};
+use super::{CleanUpStep, Context, Probe, define_snapshot, old_variables};
 use crate::failure::Failure;
 use crate::world::FileStat;
 
@@ -88,6 +88,8 @@ impl CleanUpStep for RetireOldVm {
             context.destination.sync(LIBVIRT_AUTOSTART)?;
         }
         old_variables::settle(context, replaced(&context.plan)?)?;
+        // Snapshots that a power cut brought back would be taken for those of the clone, once it has that name.
+        define_snapshot::settle(context.destination.as_ref(), &replaced(&context.plan)?.kept_name)?;
         Ok(context.destination.sync(LIBVIRT_DEFINITIONS)?)
     }
 
@@ -138,7 +140,7 @@ fn give_way(context: &Context, old: &ReplacedV1) -> Result<(), Failure> {
         definition: domain.definition,
         autostart: domain.autostart,
         kept,
-        snapshots: host.snapshot_definitions(old.uuid)?,
+        snapshots: host.snapshots(old.uuid)?.into_iter().map(|snapshot| snapshot.definition).collect(),
     };
     Kept::Retiring.write(context, &retiring)?;
     if !kept {

@@ -10,7 +10,7 @@ use super::{
     ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, OwnerNames, OwnerNumbers, PoolSurvey, SourceFile,
     SourceSurvey, SurveyError, words_of_refusal,
 };
-use crate::domain::{Definition, DomainName, documents, places};
+use crate::domain::{Definition, Disk, DomainName, documents, places};
 use crate::plan::placement;
 use crate::request::Request;
 use crate::steps::host_record::{CLAIMS, HOST_ROOT, parent_of};
@@ -43,12 +43,12 @@ pub(super) fn survey(
         host: host.facts()?,
         neighbours: neighbours(host)?,
         networks: host.networks()?,
-        bridges: bridges(host, request, &source.definition)?,
+        bridges: bridges(host, request, source)?,
         pools,
         directories,
         record: nearest_directory(host, HOST_ROOT)?,
         taken,
-        media: media(host, request, &source.definition)?,
+        media: media(host, source)?,
         leftovers: leftovers(host, new_name)?,
         old: None,
         claim: claim(host, new_name)?,
@@ -100,9 +100,9 @@ fn nearest_directory(host: &dyn Host, path: &str) -> Result<DirectoryFacts, Faul
 }
 
 /// Those bridges which the clone would use and the host has.
-fn bridges(host: &dyn Host, request: &Request, definition: &Definition) -> Result<BTreeSet<String>, Fault> {
+fn bridges(host: &dyn Host, request: &Request, source: &SourceSurvey) -> Result<BTreeSet<String>, Fault> {
     let mut found = BTreeSet::new();
-    for name in definition.bridges() {
+    for name in source.bridges() {
         let name = request.mapped_network(name);
         if host.stat(&format!("/sys/class/net/{name}/bridge"))?.is_some() {
             found.insert(name.to_owned());
@@ -112,12 +112,11 @@ fn bridges(host: &dyn Host, request: &Request, definition: &Definition) -> Resul
 }
 
 /// Which of the media that are not copied are there.
-fn media(host: &dyn Host, request: &Request, definition: &Definition) -> Result<BTreeMap<usize, bool>, Fault> {
-    let media = definition.media().filter(|_| !request.copy_media);
-    media
-        .filter_map(|disk| Some((disk.index, disk.medium()?)))
-        .map(|(index, path)| Ok((index, host.resolve(path)?.is_some())))
-        .collect()
+fn media(host: &dyn Host, source: &SourceSurvey) -> Result<BTreeMap<String, bool>, Fault> {
+    let is_copied = |path: &str| source.files.iter().any(|file| file.path == path);
+    let paths: BTreeSet<_> = source.definitions().flat_map(Definition::media).filter_map(Disk::medium).collect();
+    let left = paths.into_iter().filter(|path| !is_copied(path));
+    left.map(|path| Ok((path.to_owned(), host.resolve(path)?.is_some()))).collect()
 }
 
 /// Files and directories that libvirt would take for the clone's own, because it makes their names of the domain's.

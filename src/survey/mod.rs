@@ -10,6 +10,7 @@ pub mod old_vm;
 pub mod records;
 #[cfg(test)]
 pub(crate) mod sample;
+mod snapshots;
 mod source;
 
 pub use self::firmware::FirmwareFacts;
@@ -18,11 +19,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use journal_format::owner::OwnerV1;
 use journal_format::{ImageFormat, ImageRoleV1};
 
-use crate::domain::{Definition, DomainError, DomainName, NameError, Uncarried};
+use crate::domain::{Definition, DomainError, DomainName, NameError, SnapshotDefinition, Uncarried};
 use crate::request::{Request, VmSelector};
 use crate::world::{
     DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck, NetworkFacts,
-    PoolFacts,
+    PoolFacts, SnapshotFacts,
 };
 
 /// VMs that a message names, at most.
@@ -71,6 +72,42 @@ pub struct SourceSurvey {
     pub tpm_directories: Vec<DirectoryAttributes>,
     /// All domains of the host, the VM among them.
     pub neighbours: Vec<Neighbour>,
+    /// libvirt's snapshots of the VM, each after the one that it stands on.
+    pub snapshots: Vec<SnapshotSurvey>,
+}
+
+impl SourceSurvey {
+    /// The VM's definition, and those inside its snapshots: what the clone may be started with.
+    pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
+        let documents = self.snapshots.iter().filter_map(|snapshot| snapshot.document.as_ref().ok());
+        std::iter::once(&self.definition).chain(documents.flat_map(SnapshotDefinition::definitions))
+    }
+
+    /// Names of the virtual networks that they need, each once.
+    pub fn networks(&self) -> BTreeSet<&str> {
+        self.definitions().flat_map(Definition::networks).collect()
+    }
+
+    /// Names of the host's bridges that they need, each once.
+    pub fn bridges(&self) -> BTreeSet<&str> {
+        self.definitions().flat_map(Definition::bridges).collect()
+    }
+}
+
+/// A libvirt snapshot of the VM.
+#[derive(Debug, Clone)]
+pub struct SnapshotSurvey {
+    /// As libvirt has it.
+    pub facts: SnapshotFacts,
+    /// Its document, read.
+    pub document: Result<SnapshotDefinition, DomainError>,
+}
+
+impl SnapshotSurvey {
+    /// The name of the snapshot that it stands on.
+    pub fn parent(&self) -> Option<&str> {
+        self.document.as_ref().ok()?.parent.as_deref()
+    }
 }
 
 /// A file of the source VM.
@@ -223,8 +260,8 @@ pub struct DestinationSurvey {
     pub record: DirectoryFacts,
     /// Paths that a disk of the clone could have had, but which exist.
     pub taken: BTreeSet<String>,
-    /// Of the media that are not copied, by the index of the disk: is there something at that path?
-    pub media: BTreeMap<usize, bool>,
+    /// Of the media that are not copied, by their paths: is there something there?
+    pub media: BTreeMap<String, bool>,
     /// Files that libvirt would take for the clone's own.
     pub leftovers: Vec<String>,
     /// The VM that has the clone's name, where it may be replaced.

@@ -169,8 +169,9 @@ fn changed(
     if roles != mark.disks.iter().map(|disk| disk.target.clone()).collect() {
         return Ok(Some("it was made of other files than would be copied now".to_owned()));
     }
-    if mark.source_definition.is_some_and(|was| was != definition_value(&source.vm.definition)) {
-        return Ok(Some("the source's definition was changed since".to_owned()));
+    let snapshots = source.snapshots.iter().map(|one| (one.facts.definition.as_str(), one.facts.current));
+    if mark.source_definition.is_some_and(|was| was != definition_value(&source.vm.definition, snapshots)) {
+        return Ok(Some("the source's definition or one of its snapshots was changed since".to_owned()));
     }
     for file in &source.files {
         let role = file.role.to_string();

@@ -179,6 +179,7 @@ pub(crate) fn survey() -> Survey {
             definition,
             left_behind: Vec::new(),
             neighbours: vec![itself],
+            snapshots: Vec::new(),
         },
         destination: DestinationSurvey {
             name: "kvm2".into(),
@@ -204,4 +205,15 @@ pub(crate) fn survey() -> Survey {
         },
         new_name: DomainName::new("web01_clone").unwrap(),
     }
+}
+
+/// A snapshot that disk vda holds, with these definitions inside.
+pub(crate) fn snapshot(name: &str, parent: Option<&str>, inside: &str) -> SnapshotSurvey {
+    let parent = parent.map_or(String::new(), |parent| format!("<parent><name>{parent}</name></parent>"));
+    let definition = format!(
+        "<domainsnapshot>\n<name>{name}</name><state>shutoff</state>{parent}<creationTime>1</creationTime>\
+         <memory snapshot='no'/><disks><disk name='vda' snapshot='internal'/></disks>\n{inside}</domainsnapshot>\n"
+    );
+    let document = SnapshotDefinition::parse(&definition);
+    SnapshotSurvey { facts: SnapshotFacts { name: name.to_owned(), current: false, definition }, document }
 }

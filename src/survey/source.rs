@@ -6,7 +6,7 @@ use super::accounts::Accounts;
 use super::destination::swtpm;
 use super::neighbours::neighbours;
 use super::{Below, DirectoryAttributes, ImageFacts, NamedAs, SourceFile, SourceImage, SourceSurvey, SurveyError};
-use super::{chain, firmware, words_of_refusal};
+use super::{chain, firmware, snapshots, words_of_refusal};
 use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
@@ -61,6 +61,7 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         host: host.facts()?,
         swtpm: swtpm(host, &definition)?,
         checks,
+        snapshots: snapshots::snapshots(host, &vm, &request.dropped)?,
         vm,
         definition,
         left_behind,

@@ -7,6 +7,7 @@ mod counting;
 mod lab;
 mod labels;
 mod left_behind;
+mod snapshots;
 mod whole;
 
 use std::process::Command;

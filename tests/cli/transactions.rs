@@ -178,5 +178,6 @@ fn plan(txn: TxnId) -> PlanV1 {
             StepV1::DefineDomain,
         ],
         clean_up: vec![CleanUpStepV1::RemoveStaging { directory: 0 }, CleanUpStepV1::RemoveRecord],
+        snapshots: Vec::new(),
     }
 }

@@ -18,6 +18,8 @@ cases![
     a_domain_that_is_off_is_renamed,
     a_guest_is_switched_off,
     memory_is_saved_and_restored,
+    snapshots_are_told_and_forgotten,
+    snapshots_follow_their_domain,
     what_is_not_there_is_not_changed,
     qemus_command_is_shown,
     pools_and_networks_are_listed,
@@ -209,7 +211,7 @@ fn a_guest_is_switched_off(ground: &dyn Ground) {
     owner.host.start(guest.uuid).unwrap();
     let live = owner.host.live_definition(guest.uuid).unwrap().unwrap();
     assert!(live.contains(&guest.image) && live.contains(&guest.uuid.to_string()));
-    assert_eq!(owner.host.snapshot_definitions(guest.uuid).unwrap(), Vec::<String>::new());
+    assert_eq!(owner.host.snapshots(guest.uuid).unwrap(), Vec::new());
     owner.host.shut_down(guest.uuid).unwrap();
     for _ in 0..2 {
         owner.host.destroy(guest.uuid).unwrap();
@@ -248,6 +250,89 @@ fn memory_is_saved_and_restored(ground: &dyn Ground) {
     assert_eq!(kind(owner.host.restore(&saved)), FaultKind::Refused);
     assert_eq!(state(), DomainState::ShutOff);
     owner.host.undefine(guest.uuid).unwrap();
+}
+
+/// A snapshot of a guest, which stands on another one.
+fn snapshot(definition: &str, name: &str, parent: Option<&str>) -> String {
+    let parent = parent.map_or(String::new(), |parent| format!("<parent><name>{parent}</name></parent>"));
+    format!(
+        "<domainsnapshot><name>{name}</name><state>shutoff</state>{parent}<creationTime>1700000000</creationTime>\
+         {definition}</domainsnapshot>"
+    )
+}
+
+/// Names of a guest's snapshots, the current one marked.
+fn snapshots_of(owner: &Owner, guest: &Guest) -> Vec<String> {
+    let all = owner.host.snapshots(guest.uuid).unwrap();
+    for one in &all {
+        assert_eq!(owner.host.snapshot(guest.uuid, &one.name).unwrap().as_ref(), Some(one));
+        assert!(one.definition.contains(&guest.image) && one.definition.contains(&guest.uuid.to_string()));
+    }
+    let facts = owner.host.domain(guest.uuid).unwrap().unwrap();
+    assert_eq!(facts.snapshots as usize, all.len());
+    all.into_iter().map(|one| format!("{}{}", one.name, if one.current { "*" } else { "" })).collect()
+}
+
+fn snapshots_are_told_and_forgotten(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let (guest, host) = (guest(&owner, ground, "image"), owner.host.clone());
+    host.define(&guest.definition).unwrap();
+    let define = |name: &str, parent: Option<&str>, current: bool| {
+        host.define_snapshot(guest.uuid, &snapshot(&guest.definition, name, parent), current)
+    };
+    let disk = host.stat(&guest.image).unwrap();
+    assert_kind(define("second", Some("first"), true), &[FaultKind::Refused]);
+    for _ in 0..2 {
+        define("first", None, false).unwrap();
+        assert_eq!(snapshots_of(&owner, &guest).first().map(String::as_str), Some("first"));
+        define("second", Some("first"), true).unwrap();
+        assert_eq!(snapshots_of(&owner, &guest), ["first", "second*"]);
+    }
+    define("third", Some("second"), false).unwrap();
+    assert_eq!(snapshots_of(&owner, &guest), ["first", "second*", "third"]);
+    let other = ground.definition(&guest.name, fresh_uuid(ground), &guest.image);
+    assert_kind(host.define_snapshot(guest.uuid, &snapshot(&other, "fourth", None), false), &[FaultKind::Refused]);
+    for nonsense in ["", "<domainsnapshot", "<domainsnapshot><name>x</name></domainsnapshot>"] {
+        assert!(host.define_snapshot(guest.uuid, nonsense, false).is_err(), "{nonsense}");
+    }
+    assert_eq!(host.snapshot(guest.uuid, "fourth").unwrap(), None);
+    for _ in 0..2 {
+        host.forget_snapshot(guest.uuid, "third").unwrap();
+        assert_eq!(snapshots_of(&owner, &guest), ["first", "second*"]);
+    }
+    host.forget_snapshot(guest.uuid, "second").unwrap();
+    assert_eq!(snapshots_of(&owner, &guest), ["first*"]);
+    assert_eq!(host.stat(&guest.image).unwrap(), disk, "no disk is touched");
+    host.undefine(guest.uuid).unwrap();
+    assert_eq!(host.snapshots(guest.uuid).unwrap(), Vec::new());
+    assert_eq!(host.snapshot(guest.uuid, "first").unwrap(), None);
+    host.forget_snapshot(guest.uuid, "first").unwrap();
+    assert_eq!(kind(define("first", None, false)), FaultKind::NotFound);
+}
+
+fn snapshots_follow_their_domain(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let (guest, host) = (guest(&owner, ground, "image"), owner.host.clone());
+    host.define(&guest.definition).unwrap();
+    // The domain inside may have the name that its domain will get.
+    let name = format!("{}-renamed", guest.name);
+    let inside = ground.definition(&name, guest.uuid, &guest.image);
+    host.define_snapshot(guest.uuid, &snapshot(&inside, "first", None), false).unwrap();
+    host.define_snapshot(guest.uuid, &snapshot(&inside, "second", Some("first")), true).unwrap();
+    let before = host.snapshots(guest.uuid).unwrap();
+    let kept = |name: &str| {
+        let names = host.list(&format!("/var/lib/libvirt/qemu/snapshot/{name}")).unwrap();
+        names.map(|names| names.into_iter().filter(|name| name.ends_with(".xml")).collect::<Vec<_>>())
+    };
+    assert_eq!(kept(&guest.name).unwrap(), ["first.xml", "second.xml"]);
+    host.rename_domain(guest.uuid, &name).unwrap();
+    assert_eq!(host.snapshots(guest.uuid).unwrap(), before);
+    assert_eq!(
+        (kept(&guest.name), kept(&name).unwrap()),
+        (None, vec!["first.xml".to_owned(), "second.xml".to_owned()])
+    );
+    host.undefine(guest.uuid).unwrap();
+    assert_eq!(kept(&name), None);
 }
 
 fn what_is_not_there_is_not_changed(ground: &dyn Ground) {

@@ -20,6 +20,8 @@ const REFUSALS: &str = include_str!("refusals.rs");
 const IMAGES: &str = include_str!("images.rs");
 const CARRYING: &str = include_str!("../carrying/main.rs");
 const WHOLE: &str = include_str!("../carrying/whole.rs");
+const SNAPSHOTS: &str = include_str!("../carrying/snapshots.rs");
+const SNAPSHOTS_REFUSED: &str = include_str!("../../src/preflight/snapshots.rs");
 const LABELS: &str = include_str!("../carrying/labels.rs");
 const LEFT_BEHIND: &str = include_str!("../carrying/left_behind.rs");
 const BELONGINGS: &str = include_str!("../replace/belongings.rs");
@@ -99,7 +101,25 @@ const ROWS: &[(&str, Fate, &str, &str)] = &[
     ("arguments for QEMU, hugepages, cpusets, NUMA nodes, static labels", Refused, REFUSALS, "beside_the_devices"),
     ("secrets of consoles", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),
     ("secrets of disks", Refused, REFUSALS, "disks"),
-    ("libvirt snapshots, checkpoints, managed save", Refused, PREFLIGHT, "each_thing_in_the_way_is_named"),
+    (
+        "libvirt snapshots",
+        Carried,
+        SNAPSHOTS,
+        "snapshots_arrive_and_the_clone_reverts_to_them_on_its_own_disk_and_variables",
+    ),
+    (
+        "libvirt snapshots of a VM that ran, and of a clone that replaces a VM",
+        Carried,
+        SNAPSHOTS,
+        "beside_its_source_and_in_the_place_of_another_a_clone_reverts_without_touching_either",
+    ),
+    (
+        "external libvirt snapshots, and those that do not fit the VM as it is",
+        Refused,
+        SNAPSHOTS_REFUSED,
+        "each_thing_that_a_snapshot_cannot_bring_is_named",
+    ),
+    ("checkpoints, managed save", Refused, PREFLIGHT, "each_thing_in_the_way_is_named"),
     (
         "devices that cannot be carried, with --drop",
         LeftBehind,

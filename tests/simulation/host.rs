@@ -3,7 +3,7 @@
 use journal_format::{CountsV1, DomainUuid, Inode};
 use kvm_clone::world::{
     ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, HashJob, Host, HostFacts,
-    ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side,
+    ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side, SnapshotFacts,
 };
 
 use crate::content::Content;
@@ -425,8 +425,31 @@ impl Host for SimHost {
         })
     }
 
-    fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault> {
-        self.operate(&|| format!("look at the snapshots of {uuid}"), &Kind::AskLibvirt, |_, _| Ok(Vec::new()))
+    fn snapshots(&self, uuid: DomainUuid) -> Result<Vec<SnapshotFacts>, Fault> {
+        self.operate(&|| format!("look at the snapshots of {uuid}"), &Kind::AskLibvirt, move |machine, _| {
+            Ok(machine.libvirt.snapshots(uuid))
+        })
+    }
+
+    fn snapshot(&self, uuid: DomainUuid, name: &str) -> Result<Option<SnapshotFacts>, Fault> {
+        let owned = name.to_owned();
+        self.operate(&|| format!("look at the snapshot {name} of {uuid}"), &Kind::AskLibvirt, move |machine, _| {
+            Ok(machine.libvirt.snapshots(uuid).into_iter().find(|snapshot| snapshot.name == owned))
+        })
+    }
+
+    fn define_snapshot(&self, uuid: DomainUuid, definition: &str, current: bool) -> Result<(), Fault> {
+        let owned = definition.to_owned();
+        self.operate(&|| format!("define a snapshot of {uuid}"), &Kind::TellLibvirt, move |machine, _| {
+            machine.libvirt.define_snapshot(&mut machine.files, uuid, &owned, current)
+        })
+    }
+
+    fn forget_snapshot(&self, uuid: DomainUuid, name: &str) -> Result<(), Fault> {
+        let owned = name.to_owned();
+        self.operate(&|| format!("forget the snapshot {name} of {uuid}"), &Kind::TellLibvirt, move |machine, _| {
+            machine.libvirt.forget_snapshot(&mut machine.files, uuid, &owned)
+        })
     }
 
     fn set_metadata(&self, uuid: DomainUuid, element: Option<&str>) -> Result<(), Fault> {

@@ -9,6 +9,7 @@ use kvm_clone::world::{DomainBrief, DomainFacts, DomainState, FaultKind, Network
 use crate::content::Content;
 use crate::definition::Definition;
 use crate::filesystem::{Filesystem, NodeId, Refusal, split};
+use crate::snapshots::{self, Snapshots};
 
 /// Where libvirt keeps definitions.
 pub const DEFINITIONS: &str = "/etc/libvirt/qemu";
@@ -19,6 +20,7 @@ pub const AUTOSTART: &str = "/etc/libvirt/qemu/autostart";
 pub struct Domain {
     pub definition: Definition,
     pub active: bool,
+    pub snapshots: Snapshots,
 }
 
 /// What a saved memory begins with once it is whole.
@@ -79,7 +81,7 @@ impl Libvirt {
             autostart: files.stat(&autostart_path(&domain.definition.name)).is_some(),
             managed_save: false,
             saving: false,
-            snapshots: 0,
+            snapshots: u32::try_from(domain.snapshots.len()).unwrap(),
             checkpoints: 0,
             definition: domain.definition.text.clone(),
         })
@@ -102,8 +104,10 @@ impl Libvirt {
             return refuse(FaultKind::Refused, detail);
         }
         save(files, &definition)?;
-        let active = self.domains.get(&definition.uuid).is_some_and(|there| there.active);
-        self.domains.insert(definition.uuid, Domain { definition, active });
+        let there = self.domains.remove(&definition.uuid);
+        let active = there.as_ref().is_some_and(|there| there.active);
+        let snapshots = there.map(|there| there.snapshots).unwrap_or_default();
+        self.domains.insert(definition.uuid, Domain { definition, active, snapshots });
         Ok(())
     }
 
@@ -139,6 +143,7 @@ impl Libvirt {
         if domain.active {
             return refuse(FaultKind::InUse, "the domain is running");
         }
+        snapshots::remove_all(files, &domain.definition.name, &domain.snapshots)?;
         for path in [definition_path(&domain.definition.name), autostart_path(&domain.definition.name)] {
             if let Some(stat) = files.stat(&path) {
                 files.unlink(&path, stat.inode)?;
@@ -282,7 +287,8 @@ impl Libvirt {
         if self.named(name).is_some() {
             return refuse(FaultKind::AlreadyExists, format!("domain {name} exists already"));
         }
-        let definition = domain.definition.with_name(name)?;
+        let (definition, snapshots) = (domain.definition.with_name(name)?, domain.snapshots.clone());
+        snapshots::save_all(files, name, &snapshots)?;
         save(files, &definition)?;
         if let Some(link) = files.stat(&autostart_path(&old)) {
             if files.stat(&autostart_path(name)).is_none() {
@@ -294,6 +300,7 @@ impl Libvirt {
         if let Some(stat) = files.stat(&path) {
             files.unlink(&path, stat.inode)?;
         }
+        snapshots::remove_all(files, &old, &snapshots)?;
         if let Some(domain) = self.domains.get_mut(&uuid) {
             domain.definition = definition;
         }
@@ -351,7 +358,8 @@ impl Libvirt {
                 && definition_path(&definition.name) == path
             {
                 let active = running.contains(&definition.uuid);
-                self.domains.entry(definition.uuid).or_insert(Domain { definition, active });
+                let snapshots = snapshots::load(files, &definition.name);
+                self.domains.entry(definition.uuid).or_insert(Domain { definition, active, snapshots });
             }
         }
         let names: Vec<String> = self.pools.iter().map(|pool| pool.name.clone()).collect();

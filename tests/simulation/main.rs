@@ -53,6 +53,7 @@ mod replacing;
 mod rivals;
 mod scene;
 mod seed;
+mod snapshots;
 mod strangers;
 mod tally;
 mod twice;

@@ -10,7 +10,7 @@ use journal_format::owner::decode_owner_file;
 use journal_format::{
     ChunkRecordV1, ChunkState, CleanUpStepV1, EventV1, ImageRoleV1, ImageV1, OutcomeV1, PlanV1, StepRef, StepV1,
 };
-use kvm_clone::domain::{CloneMark, MarkState};
+use kvm_clone::domain::{CloneMark, MarkState, read_back};
 use kvm_clone::world::{ChunkGeometry, Side};
 
 pub use self::snapshot::Snapshot;
@@ -22,6 +22,7 @@ use crate::filesystem::{Filesystem, split};
 use crate::libvirt::{AUTOSTART, DEFINITIONS};
 use crate::machine::{HOST_RECORDS, Machine};
 use crate::scene::{Scene, as_cloned};
+use crate::snapshots;
 use crate::world::Core;
 
 /// What somebody else did.
@@ -326,6 +327,12 @@ impl Oracle {
                 let is_there = |path: &String| files.durable_content(path).is_some_and(|text| text.contains(&uuid));
                 (definitions.join(" or "), definitions.iter().any(is_there))
             }
+            StepV1::DefineSnapshot { snapshot } => {
+                let uuid = self.plan.clone_uuid.to_string();
+                let paths = self.snapshot_paths(&self.plan.snapshots[snapshot as usize].name);
+                let is_there = |path: &String| files.durable_content(path).is_some_and(|text| text.contains(&uuid));
+                (paths.join(" or "), paths.iter().any(is_there))
+            }
             StepV1::StopOldVm => {
                 let stopping = self.record("old-vm-stopping");
                 let is_there = node(&stopping).is_some();
@@ -455,6 +462,10 @@ impl Oracle {
             names.push(format!("{AUTOSTART}/{name}.xml"));
         }
         names.extend(self.plan.images.iter().map(|image| image.final_path.clone()));
+        if !self.plan.snapshots.is_empty() {
+            names.push(snapshots::directory(name));
+            names.extend(self.plan.snapshots.iter().map(|snapshot| snapshots::path(name, &snapshot.name)));
+        }
         for made in &self.plan.new_directories {
             names.extend(made.makes_parent.then(|| split(&made.path).0.to_owned()));
             names.push(made.path.clone());
@@ -480,6 +491,7 @@ impl Oracle {
         if mark.is_none_or(|mark| mark.state != MarkState::Finished || mark.txn != self.plan.txn) {
             return Err("the clone is not marked as finished".to_owned());
         }
+        self.snapshots_are_whole(machine)?;
         let title = kvm_clone::domain::Definition::parse(&domain.definition.text).map_err(|e| e.to_string())?.title;
         if title != self.plan.title {
             return Err(format!("the clone's title is {title:?}"));
@@ -494,10 +506,40 @@ impl Oracle {
         self.files_are_whole(&machine.files)
     }
 
+    /// The very snapshots that were planned, each of the clone itself, the current one kept.
+    fn snapshots_are_whole(&self, machine: &Machine) -> Result<(), String> {
+        let there = machine.libvirt.snapshots(self.plan.clone_uuid);
+        let told = |name: &str, current: bool| format!("{name}{}", if current { " (current)" } else { "" });
+        let planned: Vec<_> = self.plan.snapshots.iter().map(|planned| told(&planned.name, planned.current)).collect();
+        let names: Vec<_> = there.iter().map(|there| told(&there.name, there.current)).collect();
+        if names != planned {
+            return Err(format!("the clone's snapshots are {names:?}"));
+        }
+        for (planned, there) in self.plan.snapshots.iter().zip(&there) {
+            read_back(&planned.definition, &there.definition)
+                .map_err(|error| format!("the snapshot {}: {error}", there.name))?;
+            if !there.definition.contains(&self.plan.txn.to_string()) {
+                return Err(format!("the clone would lose its mark by the snapshot {}", there.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a snapshot of the clone is, by the names that the clone may have.
+    fn snapshot_paths(&self, snapshot: &str) -> Vec<String> {
+        let names = [Some(&self.plan.request.new_name), self.plan.replaced.as_ref().map(|old| &old.clone_name)];
+        names.into_iter().flatten().map(|name| snapshots::path(name, snapshot)).collect()
+    }
+
     /// The clone's files, byte for byte those of the source, with one name each, sparse, its owner's.
     fn files_are_whole(&self, files: &Filesystem) -> Result<(), String> {
         if files.stat(&self.definition_path()).is_none() {
             return Err("the clone's definition is not on the disk".to_owned());
+        }
+        let name = &self.plan.request.new_name;
+        let mut files_of_snapshots = self.plan.snapshots.iter().map(|snapshot| snapshots::path(name, &snapshot.name));
+        if let Some(path) = files_of_snapshots.find(|path| files.stat(path).is_none()) {
+            return Err(format!("{path} is not on the disk"));
         }
         for (index, disk) in self.plan.images.iter().enumerate() {
             let path = &disk.final_path;

@@ -2,7 +2,7 @@
 
 use journal_format::{
     BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
-    NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SourceKindV1, StepV1, TxnId, UnixMillis,
+    NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::steps;
 use kvm_clone::world::{FileKind, HostFacts};
@@ -13,6 +13,7 @@ use crate::libvirt::{AUTOSTART, DEFINITIONS, Libvirt, Pool};
 use crate::machine::Machine;
 use crate::old_vm::{self, OldVm};
 use crate::seed::Seed;
+use crate::snapshots::{self, SNAPSHOTS};
 use crate::world::SimWorld;
 
 /// The two mounted filesystems besides the root.
@@ -120,6 +121,8 @@ pub struct Shape {
     pub old: Option<OldVm>,
     /// The source's first disk is a block device.
     pub device: bool,
+    /// The source has two snapshots, one on the other, which is the current one.
+    pub snapshots: bool,
 }
 
 impl Shape {
@@ -138,6 +141,7 @@ impl Shape {
             chain: true,
             old: None,
             device: false,
+            snapshots: false,
         }
     }
 
@@ -155,6 +159,8 @@ impl Shape {
             chain: seed.chance(40),
             old: seed.chance(40).then(|| OldVm::random(seed)),
             device: seed.chance(30),
+            // Without a draw of its own: what follows stays what it was.
+            snapshots: seed.clone().chance(30),
         }
     }
 }
@@ -212,6 +218,20 @@ impl Scene {
         let source_definition = define(VM_NAME, vm_uuid, &source_paths);
         source.libvirt.define(&mut source.files, &source_definition).unwrap();
         source.libvirt.set_autostart(&mut source.files, vm_uuid, false).unwrap();
+        let snapshots_of = |name: &str, uuid: DomainUuid, paths: &[String]| {
+            let inside = define(name, uuid, paths);
+            let of = |snapshot: &str, parent, created| snapshots::document(snapshot, parent, created, &inside);
+            [("one", of("one", None, 1_795_824_045)), ("two", of("two", Some("one"), 1_795_824_046))]
+        };
+        if shape.snapshots {
+            for machine in [&mut source, &mut destination] {
+                machine.files.make_dir(SNAPSHOTS, 0o755).unwrap();
+            }
+            for (name, document) in snapshots_of(VM_NAME, vm_uuid, &source_paths) {
+                let current = name == "two";
+                source.libvirt.define_snapshot(&mut source.files, vm_uuid, &document, current).unwrap();
+            }
+        }
 
         let txn = TxnId::new(UnixMillis(1_799_999_000_000), [7, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let mut directories: Vec<DirectoryV1> = Vec::new();
@@ -279,6 +299,20 @@ impl Scene {
             let text = old_vm::put(old, &mut destination, old_uuid, &mut seed);
             old_vm::planned(old, &destination, (old_uuid, text), txn, &mut directories, &mut seed)
         });
+        let planned_snapshots = if shape.snapshots {
+            let planned =
+                source.libvirt.snapshots(vm_uuid).into_iter().zip(snapshots_of(CLONE_NAME, clone_uuid, &final_paths));
+            planned
+                .map(|(was, (name, definition))| SnapshotV1 {
+                    name: name.to_owned(),
+                    source_definition: was.definition,
+                    definition,
+                    current: was.current,
+                })
+                .collect()
+        } else {
+            Vec::new()
+        };
         let defined_name = replaced.as_ref().map_or(CLONE_NAME, |old| &old.clone_name);
         let endpoint = |address: &str, machine: &Machine| EndpointV1 {
             address: address.to_owned(),
@@ -323,6 +357,7 @@ impl Scene {
             new_directories,
             images: disks,
             replaced,
+            snapshots: planned_snapshots,
         };
         source.files.sync_all();
         destination.files.sync_all();
@@ -489,6 +524,9 @@ fn steps(shape: Shape, directories: usize, images: usize, new_directories: usize
     steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory }));
     steps.extend((0..images).map(|image| StepV1::PublishImage { image }));
     steps.push(StepV1::DefineDomain);
+    if shape.snapshots {
+        steps.extend((0..2).map(|snapshot| StepV1::DefineSnapshot { snapshot }));
+    }
     steps.extend(shape.old.map(|_| StepV1::StopOldVm));
     steps
 }

@@ -126,6 +126,7 @@ fn step() -> impl Strategy<Value = StepV1> {
         any::<u32>().prop_map(|directory| StepV1::MakeDirectory { directory }),
         Just(StepV1::DefineDomain),
         Just(StepV1::StopOldVm),
+        any::<u32>().prop_map(|snapshot| StepV1::DefineSnapshot { snapshot }),
     ]
 }
 
@@ -204,13 +205,22 @@ pub fn old_vm_record() -> impl Strategy<Value = OldVmRecordV1> {
     ]
 }
 
+fn snapshot() -> impl Strategy<Value = SnapshotV1> {
+    (text(), text(), text(), any::<bool>()).prop_map(|(name, source_definition, definition, current)| SnapshotV1 {
+        name,
+        source_definition,
+        definition,
+        current,
+    })
+}
+
 fn plan() -> impl Strategy<Value = PlanV1> {
     let names = (any::<[u8; 16]>(), any::<u64>(), text(), controller(), request(), any::<[u8; 16]>());
     let definition = (text(), text(), option::of(text()), any::<bool>());
     let new_directory = (text(), any::<u32>(), any::<(u32, u32)>(), any::<bool>());
     let new_directory =
         new_directory.prop_map(|(path, mode, owner, makes_parent)| NewDirectoryV1 { path, mode, owner, makes_parent });
-    let directories = (vec(directory(), 0..3), vec(new_directory, 0..3));
+    let directories = (vec(directory(), 0..3), vec(new_directory, 0..3), vec(snapshot(), 0..3));
     let lists = (directories, vec(disk(), 0..4), vec(text(), 0..3), vec(step(), 0..12), vec(clean_up_step(), 0..9));
     (names, definition, lists, option::of(replaced())).prop_map(|(names, definition, lists, replaced)| PlanV1 {
         txn: TxnId(names.0),
@@ -230,6 +240,7 @@ fn plan() -> impl Strategy<Value = PlanV1> {
         pools: lists.2,
         steps: lists.3,
         clean_up: lists.4,
+        snapshots: lists.0.2,
     })
 }
 

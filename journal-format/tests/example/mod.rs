@@ -56,6 +56,7 @@ pub fn steps() -> Vec<StepV1> {
         StepV1::MakeDirectory { directory: 0 },
         StepV1::DefineDomain,
         StepV1::StopOldVm,
+        StepV1::DefineSnapshot { snapshot: 0 },
     ]
 }
 
@@ -173,6 +174,12 @@ pub fn plan() -> PlanV1 {
         pools: vec!["images".into()],
         steps: steps(),
         clean_up: clean_up(),
+        snapshots: vec![SnapshotV1 {
+            name: "Montag früh".into(),
+            source_definition: "<domainsnapshot><name>Montag früh</name></domainsnapshot>".into(),
+            definition: "<domainsnapshot><name>Montag früh</name><state>shutoff</state></domainsnapshot>".into(),
+            current: true,
+        }],
     }
 }
 

@@ -132,18 +132,6 @@ impl Libvirt {
         .await
     }
 
-    pub(in crate::host) async fn snapshot_definitions(&self, uuid: DomainUuid) -> Result<Vec<String>, Fault> {
-        self.ask(&format!("look at the snapshots of domain {uuid}"), move |connect| {
-            let Some(domain) = find(connect, uuid)? else { return Ok(Vec::new()) };
-            let mut definitions = Vec::new();
-            for snapshot in domain.list_all_snapshots(0)? {
-                definitions.push(snapshot.xml_desc(virt_sys::VIR_DOMAIN_SNAPSHOT_XML_SECURE)?);
-            }
-            Ok(definitions)
-        })
-        .await
-    }
-
     pub(in crate::host) async fn shut_down(&self, uuid: DomainUuid) -> Result<(), Fault> {
         self.change(&format!("ask domain {uuid} to shut down"), move |connect| {
             unless_off(&must_find(connect, uuid)?, |domain| {
@@ -374,11 +362,11 @@ fn save(domain: &Domain, path: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn must_find(connect: &Connect, uuid: DomainUuid) -> Result<Domain, Refusal> {
+pub(super) fn must_find(connect: &Connect, uuid: DomainUuid) -> Result<Domain, Refusal> {
     Ok(connect.lookup_domain_by_uuid_string(&uuid.to_string())?)
 }
 
-fn find(connect: &Connect, uuid: DomainUuid) -> Result<Option<Domain>, Refusal> {
+pub(super) fn find(connect: &Connect, uuid: DomainUuid) -> Result<Option<Domain>, Refusal> {
     unless_gone(must_find(connect, uuid))
 }
 
