@@ -86,7 +86,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
     let (mut directories, images) = lay_out(request, survey, txn, clone_uuid, circumstances)?;
     let new_directories = tpm_directories(survey, clone_uuid);
     let replaced = replaced::replaced(request, survey, txn, &mut directories, circumstances);
-    let mut rewriting = Rewriting::new(request, survey, (txn, clone_uuid), &images, circumstances)?;
+    let mut rewriting = Rewriting::new(request, survey, (txn, clone_uuid), &images, circumstances);
     let definition = clone_definition(&mut rewriting, survey, txn)?;
     let snapshots = snapshots::snapshots(&mut rewriting, survey)?;
     let pools = touched_pools(survey, &directories);
@@ -306,14 +306,14 @@ impl<'a, 'r> Rewriting<'a, 'r> {
         (txn, clone_uuid): (TxnId, DomainUuid),
         images: &'a [ImageV1],
         circumstances: &'a mut Circumstances<'r>,
-    ) -> Result<Self, PlanError> {
+    ) -> Self {
         let neighbours = survey.source.neighbours.iter().chain(&survey.destination.neighbours);
         let mut taken_macs: BTreeSet<String> =
             neighbours.flat_map(|neighbour| neighbour.macs.iter().cloned()).collect();
         taken_macs.extend(survey.source.definitions().flat_map(Definition::macs));
         let placed = survey.source.files.iter().zip(images);
         let mut variables = placed.filter(|(file, _)| file.role == ImageRoleV1::Nvram);
-        Ok(Self {
+        Self {
             request,
             survey,
             images,
@@ -325,7 +325,7 @@ impl<'a, 'r> Rewriting<'a, 'r> {
             taken_macs,
             macs: BTreeMap::new(),
             circumstances,
-        })
+        }
     }
 
     /// The changes of one of these definitions, but for its name.

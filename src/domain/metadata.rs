@@ -293,6 +293,16 @@ mod tests {
     }
 
     #[test]
+    fn a_source_without_snapshots_is_its_definition_and_any_change_of_one_is_another() {
+        let of = |snapshots: &[(&'static str, bool)]| definition_value("<domain/>", snapshots.iter().copied());
+        assert_eq!(of(&[]), ChunkValue(*blake3::hash(b"<domain/>").as_bytes()));
+        let all = [of(&[]), of(&[("one", false)]), of(&[("one", true)]), of(&[("two", false)]), of(&[("", false); 2])];
+        for (at, value) in all.iter().enumerate() {
+            assert!(!all[..at].contains(value), "{at}");
+        }
+    }
+
+    #[test]
     fn none_is_none() {
         assert_eq!(CloneMark::read("<domain/>").unwrap(), None);
         assert_eq!(CloneMark::read(&definition("<clone xmlns='https://elsewhere' state='finished'/>")).unwrap(), None);

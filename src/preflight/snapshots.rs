@@ -104,7 +104,7 @@ fn problems(survey: &Survey, snapshot: &SnapshotDefinition) -> Vec<String> {
             Kept::Elsewhere => found.push(format!("it is external: what was on disk {target} is in another image")),
             Kept::Internally if held(target) => {}
             Kept::Internally => {
-                found.push(format!("disk {target} is no qcow2 image that is copied, and cannot hold it"))
+                found.push(format!("disk {target} is no qcow2 image that is copied, and cannot hold it"));
             }
         }
     }
@@ -128,14 +128,14 @@ fn problems_of_definition(survey: &Survey, definition: &Definition) -> Vec<Strin
         found.push(format!("its disk {} ({what}) is not among the VM's disks now", disk.target));
     }
     if let Some(variables) = &definition.os.variables
-        && now.os.variables.as_ref().is_none_or(|own| own.path != variables.path && variables.path.is_some())
+        && (now.os.variables.is_none() || variables.path.is_some() && variables.path != now.variables_path())
     {
         let file = variables.path.as_deref().unwrap_or("a file of libvirt's own");
         found.push(format!("its UEFI variables ({file}) are not those that the VM has now"));
     }
     match uncarried(definition) {
         Ok(carriage) => {
-            found.extend(carriage.blockers.iter().map(|one| format!("{}: {}: {}", one.where_, one.what, one.why)))
+            found.extend(carriage.blockers.iter().map(|one| format!("{}: {}: {}", one.where_, one.what, one.why)));
         }
         Err(error) => found.push(error.to_string()),
     }

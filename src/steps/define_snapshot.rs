@@ -18,7 +18,7 @@ pub(super) struct DefineSnapshot {
 }
 
 /// Where libvirt keeps its snapshots, a directory for each domain that ever had one.
-pub const LIBVIRT_SNAPSHOTS: &str = "/var/lib/libvirt/qemu/snapshot";
+const LIBVIRT_SNAPSHOTS: &str = "/var/lib/libvirt/qemu/snapshot";
 /// Longer than any snapshot that libvirt carries in one call, and what an agent reads at once.
 const DOCUMENT_BYTES_MAX: u64 = 3 << 20;
 

@@ -35,7 +35,7 @@ use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 pub use self::context::{Context, Counted};
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
-pub use self::define_snapshot::{LIBVIRT_SNAPSHOTS, snapshot_directory};
+pub use self::define_snapshot::snapshot_directory;
 pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
