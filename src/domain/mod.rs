@@ -16,7 +16,7 @@ pub mod qcow2;
 pub mod rewrite;
 mod xml;
 
-pub use carry::{Carriage, Uncarried, uncarried, uncarried_image};
+pub use carry::{Carriage, Uncarried, uncarried, uncarried_image, unflattened_image};
 pub use compare::{ReadBackError, read_back, same};
 pub use definition::{
     ChainLayer, Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,

@@ -1,6 +1,7 @@
 //! What the user asked for, as validated types. Nothing here contacts a host: what is wrong with the words themselves
 //! is said before (exit 2), what is wrong with the world is `preflight`'s to say.
 
+mod chain;
 mod disk_map;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use journal_format::{DomainUuid, StopModeV1};
 use crate::domain::{DomainName, NameError};
 use crate::host::Address;
 
+pub use self::chain::Chain;
 pub use self::disk_map::{DiskMapping, DiskPlace};
 
 /// Bytes of a chunk when nothing else is asked for.
@@ -69,6 +71,8 @@ pub struct Request {
     pub key_file: Option<PathBuf>,
     /// Disks that go elsewhere than the others, under names of their own.
     pub disk_map: Vec<DiskMapping>,
+    /// What becomes of the images that a disk stands on.
+    pub chain: Chain,
 }
 
 impl Request {
@@ -95,6 +99,7 @@ impl Request {
             chunk_size: ChunkSize::default(),
             key_file: None,
             disk_map: Vec::new(),
+            chain: Chain::Keep,
         }
     }
 
@@ -429,6 +434,12 @@ pub enum RequestError {
     NetworkMappedTwice {
         /// The network's name on the source.
         name: String,
+    },
+    /// Not a way to deal with a chain.
+    #[error("--chain {text:?}: expected keep or flatten")]
+    Chain {
+        /// As given.
+        text: String,
     },
     /// Neither `copy` nor `fresh`.
     #[error("TPM state {text:?}: expected copy or fresh")]

@@ -24,6 +24,7 @@ mod rename_clone;
 mod reserve_record;
 mod retire_old_vm;
 mod set_autostart;
+mod source;
 mod start_domain;
 mod stop_old_vm;
 mod transfer_image;
@@ -37,7 +38,8 @@ pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of
 pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
-pub use self::transfer_image::{device_differs, source_not_there, stamp_of};
+pub use self::source::{paths_read, source_not_there, source_stamp, stamp_of, stamp_of_chain};
+pub use self::transfer_image::device_differs;
 use crate::failure::Failure;
 
 /// What a probe says of a step's effect. A host that does not answer is an error, not an answer.

@@ -107,6 +107,7 @@ fn hash_job(path: &str, image_bytes: u64) -> HashJob {
         wanted: vec![0..geometry.chunk_count()],
         reread: false,
         patches: Vec::new(),
+        below: Vec::new(),
     }
 }
 
@@ -198,6 +199,7 @@ fn copy_job(owner: &Owner, ground: &dyn Ground, zero_chunks: ZeroChunks) -> Copy
         geometry,
         wanted: vec![0..geometry.chunk_count()],
         patches: Vec::new(),
+        below: Vec::new(),
         zero_chunks,
         read_back: false,
         bandwidth_limit_bytes_per_second: None,
@@ -334,6 +336,7 @@ fn a_device_is_read_whole(ground: &dyn Ground) {
         geometry: job.geometry,
         wanted: job.wanted,
         patches: Vec::new(),
+        below: Vec::new(),
         zero_chunks: ZeroChunks::Skip,
         read_back: false,
         bandwidth_limit_bytes_per_second: None,
