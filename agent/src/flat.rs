@@ -23,7 +23,7 @@ use self::tables::{Mapped, Pages};
 pub const LAYERS_MAX: usize = 64;
 
 /// One image of a chain, as bytes. Its length is the same at each call.
-pub trait LayerFile: Sync {
+pub trait LayerFile {
     /// Why its bytes cannot be had.
     type Error;
     /// Bytes of it.
