@@ -7,7 +7,7 @@ use kvm_clone::world::Side;
 
 use crate::durability::Survival;
 use crate::faults::{Effect, Fault, FaultPlan};
-use crate::flattened::in_the_clone;
+use crate::flattened::{REFERENCE_AT, in_the_clone};
 use crate::history::{History, Life};
 use crate::oracle::{Cause, Changed};
 use crate::scene::{Scene, Shape};
@@ -137,7 +137,7 @@ fn another_chain_is_turned_back() {
                 files.make_symlink(&path, &elsewhere).unwrap();
                 changed.push(elsewhere);
             } else {
-                files.write_at(&path, stat.inode, crate::scene::BACKING_AT, b"other").unwrap();
+                files.write_at(&path, stat.inode, REFERENCE_AT, b"other").unwrap();
             }
             files.sync_all();
             let mut oracle = history.oracle.borrow_mut();

@@ -5,7 +5,7 @@ use journal_format::{ImageFormat, ImageV1, LayerV1};
 
 use crate::content::Content;
 use crate::filesystem::Filesystem;
-use crate::scene::{BACKING_AT, as_cloned};
+use crate::scene::as_cloned;
 use crate::seed::Seed;
 
 const CLUSTER_BITS: u32 = 10;
@@ -15,6 +15,9 @@ const FIRST_TABLE_AT: u64 = CLUSTER_BYTES;
 const SECOND_TABLE_AT: u64 = 2 * CLUSTER_BYTES;
 /// From here on a qcow2 image of a chain holds nothing but its guest's data.
 pub const DATA_AT: u64 = 3 * CLUSTER_BYTES;
+/// Where the header names the image below: behind the extension that says its format.
+pub const REFERENCE_AT: u64 = 128;
+const FORMAT_BELOW: u32 = 0xe279_2aca;
 const ZERO_CLUSTER: u64 = 1;
 const COPIED: u64 = 1 << 63;
 
@@ -25,17 +28,18 @@ pub fn guest_bytes(seed: &mut Seed, chunk_bytes: u64) -> u64 {
 }
 
 /// A qcow2 image with some clusters of its own, some zeros, and the rest of what is below.
-pub fn qcow2(seed: &mut Seed, guest_bytes: u64, below: &str) -> Content {
+pub fn qcow2(seed: &mut Seed, guest_bytes: u64, (below, format): (&str, &str)) -> Content {
     let mut content = Content::default();
     let mut put = |at: u64, number: u64, bytes: usize| content.write(at, &number.to_be_bytes()[8 - bytes..]);
-    for (at, number) in [(0, 0x5146_49fb), (4, 3), (16, below.len() as u64), (20, CLUSTER_BITS.into()), (36, 1), (100, 104)] {
+    for (at, number) in [(0, 0x5146_49fb), (4, 3), (16, below.len() as u64), (20, CLUSTER_BITS.into()), (36, 1), (100, 104), (104, FORMAT_BELOW.into()), (108, format.len() as u64)] {
         put(at, number, 4);
     }
-    for (at, number) in [(8, BACKING_AT), (24, guest_bytes), (40, FIRST_TABLE_AT)] {
+    for (at, number) in [(8, REFERENCE_AT), (24, guest_bytes), (40, FIRST_TABLE_AT)] {
         put(at, number, 8);
     }
     put(FIRST_TABLE_AT, SECOND_TABLE_AT | COPIED, 8);
-    content.write(BACKING_AT, below.as_bytes());
+    content.write(112, format.as_bytes());
+    content.write(REFERENCE_AT, below.as_bytes());
     let mut end = DATA_AT;
     for cluster in 0..CLUSTER_BYTES / 8 {
         let is_there = cluster * CLUSTER_BYTES < guest_bytes;

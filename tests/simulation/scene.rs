@@ -201,7 +201,7 @@ impl Scene {
         }
         if let Some(disk) = flattened_disk {
             let bytes = flattened::guest_bytes(&mut seed, CHUNK_BYTES.into());
-            images[disk] = flattened::qcow2(&mut seed, bytes, MIDDLE);
+            images[disk] = flattened::qcow2(&mut seed, bytes, (MIDDLE, "qcow2"));
         }
         let (vm_uuid, clone_uuid) = (uuid(&mut seed), uuid(&mut seed));
         // Two disks of one basename, where they can be kept apart by their directories alone.
@@ -256,7 +256,7 @@ impl Scene {
         if let Some(disk) = flattened_disk {
             let directory = directory_of(disk);
             let bytes = flattened::guest_bytes(&mut seed, CHUNK_BYTES.into());
-            let middle = flattened::qcow2(&mut seed, bytes, BASE);
+            let middle = flattened::qcow2(&mut seed, bytes, (BASE, "raw"));
             let base = image(&mut seed);
             for (name, content, format) in [(MIDDLE, middle, ImageFormat::Qcow2), (BASE, base, ImageFormat::Raw)] {
                 let path = format!("{directory}/{name}");
@@ -438,7 +438,7 @@ const BASE: &str = "web01-base";
 /// The name of the image between it and a flattened disk's.
 const MIDDLE: &str = "web01-middle";
 /// Where a qcow2 header (version 3, and the end of its extensions) names the image below.
-pub const BACKING_AT: u64 = 112;
+const BACKING_AT: u64 = 112;
 /// Bytes of such a header with that name, whichever it is.
 pub const QCOW2_HEADER_BYTES: u64 = 160;
 
