@@ -199,9 +199,7 @@ impl<F: LayerFile> Chain<F> {
         if position.checked_add(8).is_none_or(|end| end > len) {
             return Err(ChainError::Image(layer, Unreadable::TableBeyondEnd { position }));
         }
-        lock(&self.pages).entry(layer, position, |start, page| {
-            self.read_file(layer, start, page)
-        })
+        lock(&self.pages).entry(layer, position, |start, page| self.read_file(layer, start, page))
     }
 
     /// A part of a compressed cluster. One cluster is inflated at a time, and kept: a chunk may be smaller than it.

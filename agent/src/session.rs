@@ -17,8 +17,8 @@ use journal_format::Inode;
 use kvm_clone_agent::flat::LAYERS_MAX;
 use kvm_clone_agent::protocol::{
     CHUNK_STREAMS_MAX, CREDIT_BYTES_MAX, FRAME_HEADER_BYTES, Failure, FailureKind, FrameHeader, FrameKind, Geometry,
-    Layer, Message, PATCH_BYTES_MAX, PATCHES_MAX, PIECE_HEADER_BYTES, PREAMBLE, Patch, PieceHeader, ProtocolError, RELAYS_MAX,
-    REQUESTS_WAITING_MAX, Reply, Request, SILENCE_SECONDS_MAX, Steer, WANTED_RANGES_MAX, decode_message,
+    Layer, Message, PATCH_BYTES_MAX, PATCHES_MAX, PIECE_HEADER_BYTES, PREAMBLE, Patch, PieceHeader, ProtocolError,
+    RELAYS_MAX, REQUESTS_WAITING_MAX, Reply, Request, SILENCE_SECONDS_MAX, Steer, WANTED_RANGES_MAX, decode_message,
     decode_request, decode_steer,
 };
 use nix::fcntl::{FcntlArg, fcntl};

@@ -360,7 +360,8 @@ fn still_leads_to_image(context: &Context, image: u32) -> Result<(), Failure> {
             return Err(steps::source_not_there(source.as_ref(), reached_by));
         };
         if now != *source_path {
-            let what = format!("{} of the source VM: {reached_by} leads to {now} now, not to {source_path}", planned.role);
+            let what =
+                format!("{} of the source VM: {reached_by} leads to {now} now, not to {source_path}", planned.role);
             return Err(Failure::turn_back(what, "clone again"));
         }
     }

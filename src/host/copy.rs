@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use journal_format::{ChunkRecordV1, ChunkState};
 use kvm_clone_agent::protocol::{
-    CREDIT_BYTES_MAX, Geometry, HashJob as WireHashJob, Layer, Message, PUNCH_CREDIT_BYTES, Patch, RECEIVE_CREDIT_BYTES,
-    ReceiveJob, Request, SendJob, WANTED_RANGES_MAX,
+    CREDIT_BYTES_MAX, Geometry, HashJob as WireHashJob, Layer, Message, PUNCH_CREDIT_BYTES, Patch,
+    RECEIVE_CREDIT_BYTES, ReceiveJob, Request, SendJob, WANTED_RANGES_MAX,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

@@ -18,7 +18,9 @@ pub(super) fn below(image: &ImageV1) -> Vec<Layer> {
 
 /// The real paths of all that is read of an image, its own first.
 pub fn paths_read(image: &ImageV1) -> impl Iterator<Item = &str> {
-    std::iter::once(&image.source_path).chain(image.flattened.iter().map(|layer| &layer.source_path)).map(String::as_str)
+    std::iter::once(&image.source_path)
+        .chain(image.flattened.iter().map(|layer| &layer.source_path))
+        .map(String::as_str)
 }
 
 /// An image of the source that is not there: after a reboot its filesystem may only not be mounted yet.

@@ -23,8 +23,8 @@ use crate::domain::{Definition, DomainError, DomainName, NameError};
 use crate::request::{Request, VmSelector};
 use crate::steps;
 use crate::world::{
-    DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck, Layer,
-    NetworkFacts, PoolFacts,
+    DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck,
+    Layer, NetworkFacts, PoolFacts,
 };
 
 /// VMs that a message names, at most.
@@ -225,7 +225,9 @@ impl SourceFile {
     /// The images that are read through it.
     pub fn below_it(&self) -> Vec<Layer> {
         let layers = self.flattened.iter();
-        layers.filter_map(|layer| Some(Layer { path: layer.file.image()?.path.clone(), format: layer.file.format })).collect()
+        layers
+            .filter_map(|layer| Some(Layer { path: layer.file.image()?.path.clone(), format: layer.file.format }))
+            .collect()
     }
 
     /// Bytes that its guest sees. `None`: it cannot be said.

@@ -139,7 +139,8 @@ fn checks(host: &dyn Host, files: &[SourceFile]) -> Result<BTreeMap<String, Imag
     }
     let images = layers().filter(|file| file.format == ImageFormat::Qcow2).filter_map(SourceFile::image);
     // A base of two disks is looked at once.
-    let paths: BTreeSet<_> = images.filter(|image| Header::read(&image.head).is_ok()).map(|image| &image.path).collect();
+    let paths: BTreeSet<_> =
+        images.filter(|image| Header::read(&image.head).is_ok()).map(|image| &image.path).collect();
     paths.into_iter().map(|path| Ok((path.clone(), host.check_qcow2(path)?))).collect()
 }
 

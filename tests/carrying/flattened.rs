@@ -61,7 +61,10 @@ fn a_flattened_chain_that_was_killed_in_the_middle_arrives_as_its_guest_saw_it_a
     let planned = controller.run(["plan", "a", "b", "web", "--chain", "flatten", "--json"]).expect(0).json();
     let disk = &planned["plan"]["disks"][0];
     assert_eq!((&disk["format"], disk["size_bytes"].as_u64()), (&"raw".into(), Some(bytes_seen(lab.a(), &top))));
-    assert_eq!(disk["flattened"], serde_json::json!([format!("{IMAGES}/web-middle.qcow2"), format!("{IMAGES}/web-base.qcow2")]));
+    assert_eq!(
+        disk["flattened"],
+        serde_json::json!([format!("{IMAGES}/web-middle.qcow2"), format!("{IMAGES}/web-base.qcow2")])
+    );
 
     let mut running = controller.spawn(["run", "a", "b", "web", "--chain", "flatten", "--bandwidth-limit", "6M"]);
     running.wait_until(BOUND, "a part is staged", || staged_bytes(lab.b(), IMAGES) > 8 * MIB);
@@ -75,7 +78,12 @@ fn a_flattened_chain_that_was_killed_in_the_middle_arrives_as_its_guest_saw_it_a
     assert!(clone.contains("type='raw'") && clone.contains(&format!("<source file='{image}'/>")), "{clone}");
     assert!(!clone.contains("backingStore") && !clone.contains("qcow2"), "{clone}");
     let stat = std::fs::metadata(lab.b().path(&image)).unwrap();
-    assert!(stat.blocks() * 512 < stat.len() - 4 * MIB, "it is not sparse: {} of {} bytes", stat.blocks() * 512, stat.len());
+    assert!(
+        stat.blocks() * 512 < stat.len() - 4 * MIB,
+        "it is not sparse: {} of {} bytes",
+        stat.blocks() * 512,
+        stat.len()
+    );
     let shown = controller.show(&controller.only_txn());
     let transferred = &shown["disks"][0];
     assert!(transferred["missing_bytes"].as_u64() < Some(stat.len()), "resume sent all of it again: {transferred}");
@@ -89,7 +97,8 @@ fn a_chain_with_an_internal_snapshot_is_not_flattened_and_one_without_is_on_its_
     let before = lab.outside();
     let controller = lab.controller();
     let flatten = ["--chain", "flatten"];
-    let run = |to: &'static str, name: &'static str| [&["run", "a", to, "chain", "--new-name", name][..], &flatten].concat();
+    let run =
+        |to: &'static str, name: &'static str| [&["run", "a", to, "chain", "--new-name", name][..], &flatten].concat();
     let refused = controller.run(run("b", "far")).expect(5);
     refused.says(&["chain-top.qcow2", "internal snapshots (1)", "--chain keep"]);
     before.0.assert_same(&lab.a().outside(), "the source after a refusal");

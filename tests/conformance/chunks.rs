@@ -159,7 +159,12 @@ fn put_chain(ground: &dyn Ground, side: Side, directory: &str) -> (Vec<String>, 
             table.resize(4096, 0);
             table
         };
-        vec![(0, header), (chunk, table(&[2 * chunk | 1 << 63])), (2 * chunk, table(&entries)), (3 * chunk, own.clone())]
+        vec![
+            (0, header),
+            (chunk, table(&[2 * chunk | 1 << 63])),
+            (2 * chunk, table(&entries)),
+            (3 * chunk, own.clone()),
+        ]
     };
     let paths = ["top", "middle", "base"].map(|name| format!("{directory}/{name}"));
     ground.put(side, &paths[0], 4 * chunk, &image([0, 3 * chunk | 1 << 63, 0, 0], "middle"));

@@ -280,7 +280,8 @@ fn a_flattened_disk_is_raw_and_stands_on_nothing() {
     let at = text.find(driver).unwrap();
     let end = at + text[at..].find('>').unwrap() + 1;
     assert!(at > plain);
-    let layer = "<backingStore type='file'><format type='raw'/><source file='/srv/a/base.img'/><backingStore/></backingStore>";
+    let layer =
+        "<backingStore type='file'><format type='raw'/><source file='/srv/a/base.img'/><backingStore/></backingStore>";
     let mut before = text.clone();
     before.replace_range(
         at..end,

@@ -31,7 +31,16 @@ pub fn guest_bytes(seed: &mut Seed, chunk_bytes: u64) -> u64 {
 pub fn qcow2(seed: &mut Seed, guest_bytes: u64, (below, format): (&str, &str)) -> Content {
     let mut content = Content::default();
     let mut put = |at: u64, number: u64, bytes: usize| content.write(at, &number.to_be_bytes()[8 - bytes..]);
-    for (at, number) in [(0, 0x5146_49fb), (4, 3), (16, below.len() as u64), (20, CLUSTER_BITS.into()), (36, 1), (100, 104), (104, FORMAT_BELOW.into()), (108, format.len() as u64)] {
+    for (at, number) in [
+        (0, 0x5146_49fb),
+        (4, 3),
+        (16, below.len() as u64),
+        (20, CLUSTER_BITS.into()),
+        (36, 1),
+        (100, 104),
+        (104, FORMAT_BELOW.into()),
+        (108, format.len() as u64),
+    ] {
         put(at, number, 4);
     }
     for (at, number) in [(8, REFERENCE_AT), (24, guest_bytes), (40, FIRST_TABLE_AT)] {
@@ -78,10 +87,7 @@ pub fn in_the_clone(files: &Filesystem, planned: &ImageV1) -> Option<Content> {
 }
 
 /// The highest image that has a cluster says what is in it; `None`: nothing but zeros.
-fn cluster_of<'a>(
-    layers: impl Iterator<Item = &'a (&'a Content, ImageFormat)>,
-    cluster: u64,
-) -> Option<Vec<u8>> {
+fn cluster_of<'a>(layers: impl Iterator<Item = &'a (&'a Content, ImageFormat)>, cluster: u64) -> Option<Vec<u8>> {
     let at = cluster * CLUSTER_BYTES;
     for (content, format) in layers {
         if *format == ImageFormat::Raw {

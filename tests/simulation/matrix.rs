@@ -163,11 +163,7 @@ fn settled_by(life: Life) -> Option<Ending> {
 }
 
 /// One history: hit once, or twice, then to the end. Returns how it ended and how many operations the second life had.
-fn live(
-    (shape, cell): (Shape, Cell),
-    hit: (u64, Effect),
-    second: Option<u64>,
-) -> Result<(&'static str, u64), String> {
+fn live((shape, cell): (Shape, Cell), hit: (u64, Effect), second: Option<u64>) -> Result<(&'static str, u64), String> {
     let mut history = History::new(shape, SEED);
     let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::at(hit.0, cell.victim.fault(), hit.1));
     assert!(world.is_spent(), "operation {} was never reached", hit.0);

@@ -124,7 +124,8 @@ fn a_chain_is_planned_as_one_image_where_it_is_flattened() {
     let image = &plan.images[0];
     assert_eq!(image.final_path, below("web_clone-vda.img"));
     assert_eq!(image.source_stamp.size, 16 << 10);
-    let layers: Vec<_> = image.flattened.iter().map(|layer| (layer.reference.as_str(), layer.source_path.as_str())).collect();
+    let layers: Vec<_> =
+        image.flattened.iter().map(|layer| (layer.reference.as_str(), layer.source_path.as_str())).collect();
     assert_eq!(
         layers,
         [("web-middle", &*below("web-middle")), (&*below("web-base"), &*below("web-base"))],
@@ -142,7 +143,10 @@ fn a_chain_is_planned_as_one_image_where_it_is_flattened() {
     });
     let refused = run(&world, &flatten).unwrap();
     let told: Vec<_> = refused.report.blockers.iter().map(ToString::to_string).collect();
-    assert!(told.len() == 1 && told[0].contains("web-middle") && told[0].contains("internal snapshots (1)"), "{told:?}");
+    assert!(
+        told.len() == 1 && told[0].contains("web-middle") && told[0].contains("internal snapshots (1)"),
+        "{told:?}"
+    );
     assert_eq!(planned(&world, &request()).images.len(), 4, "kept, it stays inside");
 }
 

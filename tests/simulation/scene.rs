@@ -223,7 +223,8 @@ impl Scene {
         let title = shape.title.then_some("A <web> server").map(|title| title.replace('<', "&lt;"));
         let disks_at = |paths: &[String], of_clone: bool| -> Vec<(&str, &str, String)> {
             let is_flat = |disk| flattened_disk == Some(disk);
-            let format = |disk| if (disk == 1 || is_flat(disk)) && !(of_clone && is_flat(disk)) { "qcow2" } else { "raw" };
+            let format =
+                |disk| if (disk == 1 || is_flat(disk)) && !(of_clone && is_flat(disk)) { "qcow2" } else { "raw" };
             paths.iter().enumerate().map(|(disk, path)| (TARGETS[disk], format(disk), path.clone())).collect()
         };
         let define = |name: &str, uuid: DomainUuid, paths: &[String], of_clone: bool| {

@@ -66,7 +66,8 @@ impl Inflated {
 
     /// Fills the buffer from this offset in the cluster on.
     pub fn copy(&self, offset: u64, bytes: &mut [u8]) {
-        let part = usize::try_from(offset).ok().and_then(|start| self.bytes.get(start..start.checked_add(bytes.len())?));
+        let part =
+            usize::try_from(offset).ok().and_then(|start| self.bytes.get(start..start.checked_add(bytes.len())?));
         if let Some(part) = part {
             bytes.copy_from_slice(part);
         }

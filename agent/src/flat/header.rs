@@ -140,7 +140,8 @@ impl Tables {
             return Err(Unreadable::BadField { what: "virtual size", value: bytes });
         }
         let (entries, first_table) = (u64::from(field(36)?), wide(40)?);
-        let tables = Self { bytes, stands_on_another: wide(8)? != 0, cluster_bits, first_table, zero_clusters: version > 2 };
+        let tables =
+            Self { bytes, stands_on_another: wide(8)? != 0, cluster_bits, first_table, zero_clusters: version > 2 };
         if entries * 8 > FIRST_TABLE_BYTES_MAX || entries < bytes.div_ceil(tables.bytes_of_second_table()) {
             return Err(Unreadable::BadField { what: "length of the L1 table", value: entries });
         }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::ChainError;
 use super::compressed::Compressed;
 use super::header::{Tables, Unreadable};
-use super::ChainError;
 
 /// Bytes of tables that are read at once.
 const PAGE_BYTES: u64 = 16 << 10;

@@ -80,7 +80,10 @@ fn the_highest_image_that_has_something_counts_and_beyond_an_end_there_are_zeros
 
 #[test]
 fn what_was_allocated_and_never_written_is_a_hole() {
-    let chain = open(vec![(image(4, &[1536, 2048, 2560, 0], false, &[vec![0; 1024], vec![9; 512]].concat()), ImageFormat::Qcow2)]);
+    let chain = open(vec![(
+        image(4, &[1536, 2048, 2560, 0], false, &[vec![0; 1024], vec![9; 512]].concat()),
+        ImageFormat::Qcow2,
+    )]);
     let chain = chain.unwrap();
     assert_eq!(chain.data_from(0).unwrap(), 1024..1536);
     // The last cluster of an image need not be whole.

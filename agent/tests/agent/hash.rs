@@ -81,7 +81,8 @@ fn job(path: &Path, geometry: Geometry, reread: bool) -> HashJob {
         geometry,
         wanted: vec![0..geometry.chunk_count()],
         reread,
-        patches: Vec::new(), below: Vec::new(),
+        patches: Vec::new(),
+        below: Vec::new(),
     }
 }
 

@@ -50,7 +50,8 @@ fn by_agent(client: &mut Client, path: &str, geometry: Geometry) -> Vec<bool> {
         geometry,
         wanted,
         reread: false,
-        patches: Vec::new(), below: Vec::new(),
+        patches: Vec::new(),
+        below: Vec::new(),
     }));
     let mut holes = vec![false; usize::try_from(geometry.chunk_count()).unwrap()];
     loop {

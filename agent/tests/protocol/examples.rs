@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, ImageFormat, Inode, TxnId};
 use kvm_clone_agent::protocol::{
     Attach, Counts, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry,
-    HashJob, Hello, Layer, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran, ReceiveJob,
-    RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
+    HashJob, Hello, Layer, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran,
+    ReceiveJob, RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
     encode_steer,
 };
 

@@ -122,7 +122,12 @@ pub fn unflattened_image(place: &str, header: &Header) -> Carriage {
     }
     if header.dirty {
         let advice = "Clone it with --chain keep, or repair it first: `qemu-img check -r all IMAGE`";
-        findings.block(place, "an image that was not closed (dirty)", "QEMU would repair it before it reads it", advice);
+        findings.block(
+            place,
+            "an image that was not closed (dirty)",
+            "QEMU would repair it before it reads it",
+            advice,
+        );
     }
     if !header.virtual_size_bytes.is_multiple_of(SECTOR_BYTES) {
         let what = format!("an image whose size for its guest is no multiple of {SECTOR_BYTES} bytes");
