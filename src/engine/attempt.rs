@@ -401,16 +401,13 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
     let source = context.source()?;
     let planned = context.image(image)?;
     let (path, target) = (planned.source_path.clone(), planned.role.to_string());
-    let Some(stat) = source.stat(&path)? else {
-        return Err(steps::source_not_there(source.as_ref(), &path));
-    };
     let kind = planned.source_kind;
+    let (stat, seen) = steps::look_at_source(context, image)?;
     let is_device = stat.kind == FileKind::BlockDevice;
     if is_device != (kind == SourceKindV1::Device) {
         let now = if is_device { "a block device" } else { "no block device" };
         return Err(Failure::turn_back(format!("{path} on {} is {now} now", source.name()), "clone again"));
     }
-    let seen = steps::source_stamp(context, image)?;
     let transfer = StepV1::TransferImage { image };
     let known = context.recorder.history().sources.get(image as usize).map(|source| source.stamp);
     let last = context.history_of(transfer).map_or(Last::None, |step| step.last);

@@ -38,7 +38,7 @@ pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of
 pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
-pub use self::source::{paths_read, source_not_there, source_stamp, stamp_of, stamp_of_chain};
+pub use self::source::{look_at_source, paths_read, source_not_there, stamp_of, stamp_of_chain};
 pub use self::transfer_image::device_differs;
 use crate::failure::Failure;
 

@@ -31,23 +31,25 @@ pub fn source_not_there(source: &dyn Host, path: &str) -> Failure {
     )
 }
 
-/// The source's image as it is now.
-pub fn source_stamp(context: &Context, image: u32) -> Result<SourceStampV1, Failure> {
+/// The source's image as it is now, with the stamp of all that is read of it.
+pub fn look_at_source(context: &Context, image: u32) -> Result<(FileStat, SourceStampV1), Failure> {
     let (source, planned) = (context.source()?, context.image(image)?);
     let stat = |path: &str| source.stat(path)?.ok_or_else(|| source_not_there(source.as_ref(), path));
-    let stats = paths_read(planned).map(stat).collect::<Result<Vec<_>, Failure>>()?;
-    match &stats[..] {
-        [alone] => Ok(stamp_of(planned.source_kind, alone)),
-        _ => {
-            let path = &planned.source_path;
-            let head = source.read(path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
-            let header = Header::read(&head).map_err(|error| {
-                let what = format!("{path} on {}: {error}", source.name());
-                Failure::turn_back(what, "look at it with `qemu-img check`, then clone again")
-            })?;
-            Ok(stamp_of_chain(planned.source_kind, header.virtual_size_bytes, &stats))
-        }
+    let path = &planned.source_path;
+    let own = stat(path)?;
+    if planned.flattened.is_empty() {
+        return Ok((own, stamp_of(planned.source_kind, &own)));
     }
+    let mut stats = vec![own];
+    for layer in &planned.flattened {
+        stats.push(stat(&layer.source_path)?);
+    }
+    let head = source.read(path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
+    let header = Header::read(&head).map_err(|error| {
+        let what = format!("{path} on {}: {error}", source.name());
+        Failure::turn_back(what, "look at it with `qemu-img check`, then clone again")
+    })?;
+    Ok((own, stamp_of_chain(planned.source_kind, header.virtual_size_bytes, &stats)))
 }
 
 /// What tells whether an image of the source changed. The times of a device's node say nothing of its bytes.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{ChunkState, ChunkValue, EventV1, OutcomeV1, SourceKindV1, SourceStampV1, StepV1};
 
-use super::source::{below, source_stamp};
+use super::source::{below, look_at_source};
 use super::{Applied, Context, Probe, Step};
 use crate::domain::qcow2::{HEADER_READ_BYTES, renamed_backing};
 use crate::failure::Failure;
@@ -135,7 +135,7 @@ impl TransferImage {
     /// Where the source's image is no longer what the ledger belongs to, takes out of the ledger what differs.
     fn follow_source(&self, context: &mut Context) -> Result<(), Failure> {
         let known = self.stamp(context)?;
-        let seen = source_stamp(context, self.image)?;
+        let (_, seen) = look_at_source(context, self.image)?;
         let mut ledger = context.recorder.chunks(self.image)?;
         if seen == known {
             return match context.image(self.image)?.source_kind {
