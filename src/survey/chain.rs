@@ -81,7 +81,8 @@ fn layers_of(files: &[SourceFile], top: &SourceFile) -> Vec<FlattenedLayer> {
     let ImageRoleV1::Disk { target } = &top.role else { return Vec::new() };
     let mut layers = Vec::new();
     let mut below = &top.below;
-    for depth in 1..=CHAIN_IMAGES_MAX {
+    // With the top, as many as are followed.
+    for depth in 1..CHAIN_IMAGES_MAX {
         let Below::Image { reference, file } = below else { return layers };
         let Some(file) = files.get(*file) else { return layers };
         below = &file.below;
@@ -89,7 +90,7 @@ fn layers_of(files: &[SourceFile], top: &SourceFile) -> Vec<FlattenedLayer> {
         let file = SourceFile { role, below: refused(below), ..file.clone() };
         layers.push(FlattenedLayer { reference: reference.clone(), file });
     }
-    // It bites its own tail.
+    // Too deep, or it bites its own tail.
     if let (Below::Image { .. }, Some(last)) = (below, layers.last_mut()) {
         last.file.below = too_many();
     }
