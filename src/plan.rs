@@ -11,8 +11,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
-    BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, NewDirectoryV1,
-    OptionsV1, PlanV1, ReplacedV1, RequestV1, SourceKindV1, StepV1, TxnId, UnixMillis,
+    BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, LayerV1,
+    NewDirectoryV1, OptionsV1, PlanV1, ReplacedV1, RequestV1, SourceKindV1, StepV1, TxnId, UnixMillis,
 };
 
 use crate::domain::qcow2::{Qcow2Error, renamed_backing};
@@ -20,10 +20,8 @@ use crate::domain::{Change, Definition, Disk, DomainError, Identity, InterfaceSo
 use crate::host::Address;
 use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
-use crate::steps;
 use crate::steps::host_record::parent_of;
-use crate::survey::{Below, DirectoryFacts, EmulatorFacts, ImageFacts, OwnerNames, SourceFile, Survey};
-use crate::world::FileKind;
+use crate::survey::{Below, DirectoryFacts, EmulatorFacts, FlattenedLayer, ImageFacts, OwnerNames, SourceFile, Survey};
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
@@ -170,7 +168,7 @@ fn lay_out(
             directory: number(index),
             staging_path: format!("{}/{}", directories[index].staging, placement::staged_name(file)),
             final_path: final_path.unwrap_or_else(|| tpm_state(survey, clone_uuid)),
-            ..planned_image(survey, file, image)
+            ..planned_image(survey, file, image)?
         });
     }
     for (index, file) in survey.source.files.iter().enumerate() {
@@ -215,20 +213,29 @@ fn reference_to(source: &str, from: &str, to: &str) -> String {
 }
 
 /// What is known of an image before it has a place.
-fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> ImageV1 {
-    let (source_kind, mode, owner) = match image.stat.kind {
+fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> Result<ImageV1, PlanError> {
+    let source_kind = file.source_kind();
+    let (mode, owner) = match source_kind {
         // Who may do what with a device says nothing of an image.
-        FileKind::BlockDevice => (SourceKindV1::Device, DEVICE_IMAGE_MODE, (0, 0)),
-        _ => (SourceKindV1::File, final_mode(image.stat.mode), owner_there(survey, &image.owner)),
+        SourceKindV1::Device => (DEVICE_IMAGE_MODE, (0, 0)),
+        SourceKindV1::File => (final_mode(image.stat.mode), owner_there(survey, &image.owner)),
     };
-    ImageV1 {
+    let unreadable = || PlanError::NoImage { what: file.what() };
+    let layer = |layer: &FlattenedLayer| {
+        Some(LayerV1 {
+            reference: layer.reference.clone(),
+            reached_by: layer.file.path.clone(),
+            source_path: layer.file.image()?.path.clone(),
+            format: layer.file.format,
+        })
+    };
+    Ok(ImageV1 {
         role: file.role.clone(),
         format: file.format,
         reached_by: file.path.clone(),
         source_path: image.path.clone(),
-        source_stamp: steps::stamp_of(source_kind, &image.stat),
-        // Blocks beyond the end of the image are not moved.
-        allocated_bytes: image.stat.allocated.min(image.stat.size),
+        source_stamp: file.stamp().ok_or_else(unreadable)?,
+        allocated_bytes: file.allocated_bytes().ok_or_else(unreadable)?,
         directory: 0,
         staging_path: String::new(),
         final_path: String::new(),
@@ -236,7 +243,8 @@ fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> Imag
         owner,
         backing: None,
         source_kind,
-    }
+        flattened: file.flattened.iter().map(layer).collect::<Option<_>>().ok_or_else(unreadable)?,
+    })
 }
 
 /// The numbers of an owner on the destination. A name that is not known there is root's, never a stranger's with the
@@ -349,6 +357,8 @@ impl<'a, 'r> Rewriting<'a, 'r> {
             changes.disk_files.extend(self.images.get(top).map(|image| (disk.index, image.final_path.clone())));
             let chain = self.chain_files(disk, top);
             changes.chain_files.extend((!chain.is_empty()).then_some((disk.index, chain)));
+            let is_flattened = self.survey.source.files.get(top).is_some_and(|file| !file.flattened.is_empty());
+            changes.flattened.extend(is_flattened.then_some(disk.index));
         }
         Ok(changes)
     }

@@ -70,6 +70,7 @@ pub fn verify(host: &dyn Host, image: &Expected, progress: &mut dyn FnMut(u64)) 
         geometry: now,
         wanted: std::iter::once(0..comparable).filter(|all| !all.is_empty()).collect(),
         patches: Vec::new(),
+        below: Vec::new(),
         reread: true,
     };
     host.hash_chunks(&job, &mut sink)?;

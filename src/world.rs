@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use journal_format::{ChunkRecordV1, CountsV1, DomainUuid, Inode, UnixMillis};
+use journal_format::{ChunkRecordV1, CountsV1, DomainUuid, ImageFormat, Inode, UnixMillis};
 
 /// One of the two hosts of a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -339,6 +339,15 @@ pub struct Patch {
     pub bytes: Vec<u8>,
 }
 
+/// An image below another one in a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The file, absolute.
+    pub path: String,
+    /// Its format, never probed.
+    pub format: ImageFormat,
+}
+
 /// A copy of chunks from a file of the source's host to one of the destination's.
 #[derive(Debug, Clone)]
 pub struct CopyJob {
@@ -354,6 +363,9 @@ pub struct CopyJob {
     pub wanted: Vec<Range<u64>>,
     /// Bytes that are other ones in the copy. They lie in data, not in holes.
     pub patches: Vec<Patch>,
+    /// The images below the source's, from the top down. Where there are any, it is qcow2, and what is copied is what a guest
+    /// sees through all of them: `geometry` is about that, and nothing is patched.
+    pub below: Vec<Layer>,
     /// What to do with zeros.
     pub zero_chunks: ZeroChunks,
     /// Whether what was sent is read back from the disk too, once it is durable.
@@ -382,6 +394,8 @@ pub struct HashJob {
     pub wanted: Vec<Range<u64>>,
     /// Bytes that are taken for other ones.
     pub patches: Vec<Patch>,
+    /// The images below the file, as in [`CopyJob::below`]: what is hashed is what a guest sees. Then no inode is named.
+    pub below: Vec<Layer>,
     /// Go to the disk: `O_DIRECT`, or the page cache dropped first.
     pub reread: bool,
 }

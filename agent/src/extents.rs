@@ -1,14 +1,11 @@
-//! The wanted chunks of an image in order, with those that lie in holes told apart without reading them.
+//! The wanted chunks of what is read in order, with those that lie in holes told apart without reading them.
 
-use std::fs::File;
 use std::ops::Range;
 use std::vec;
 
 use kvm_clone_agent::protocol::{Failure, Geometry};
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek64};
 
-use crate::failure::refused;
+use crate::source::Source;
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,21 +16,21 @@ pub enum Unit {
     Chunk(u64),
 }
 
-/// The wanted chunks of one file.
+/// The wanted chunks of one image.
 #[derive(Debug)]
 pub struct Extents {
-    file: File,
+    source: Source,
     geometry: Geometry,
     ranges: vec::IntoIter<Range<u64>>,
     left: Range<u64>,
-    /// The next bytes that the filesystem calls data, as far as it was asked; valid for positions before their end.
+    /// The next bytes that are said to be data, as far as it was asked; valid for positions before their end.
     data: Range<u64>,
 }
 
 impl Extents {
     /// The chunks in these ranges, which were checked.
-    pub fn new(file: File, geometry: Geometry, wanted: Vec<Range<u64>>) -> Self {
-        Self { file, geometry, ranges: wanted.into_iter(), left: 0..0, data: 0..0 }
+    pub fn new(source: Source, geometry: Geometry, wanted: Vec<Range<u64>>) -> Self {
+        Self { source, geometry, ranges: wanted.into_iter(), left: 0..0, data: 0..0 }
     }
 
     /// The next unit, without taking it.
@@ -47,7 +44,7 @@ impl Extents {
         let index = self.left.start;
         let bytes = self.geometry.bytes_of(&(index..index + 1));
         if self.data.end <= bytes.start {
-            self.data = self.data_from(bytes.start).map_err(|error| refused("find the data of the image", error))?;
+            self.data = self.source.data_from(bytes.start)?;
         }
         if self.data.start < bytes.end {
             return Ok(Some(Unit::Chunk(index)));
@@ -63,26 +60,6 @@ impl Extents {
             Unit::Chunk(index) => index + 1,
         };
     }
-
-    /// The first data at or behind a position; empty at the end of everything when there is none.
-    fn data_from(&self, position: u64) -> Result<Range<u64>, Errno> {
-        const NOTHING: Range<u64> = u64::MAX..u64::MAX;
-        let seek = |position: u64, whence| {
-            lseek64(&self.file, i64::try_from(position).map_err(|_| Errno::EFBIG)?, whence).map(i64::unsigned_abs)
-        };
-        let start = match seek(position, Whence::SeekData) {
-            Ok(start) => start,
-            Err(Errno::ENXIO) => return Ok(NOTHING),
-            // A block device, or a filesystem that does not know: all of it is data.
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(position..u64::MAX),
-            Err(error) => return Err(error),
-        };
-        match seek(start, Whence::SeekHole) {
-            Ok(end) => Ok(start..end),
-            Err(Errno::ENXIO) => Ok(start..u64::MAX),
-            Err(error) => Err(error),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -91,10 +68,16 @@ mod tests {
 
     use super::Unit::{Chunk, Holes};
     use super::*;
+    use crate::image::Access;
+
+    fn source(path: &std::path::Path, geometry: Geometry) -> Source {
+        Source::open(path.to_str().unwrap(), None, &[], geometry, Access::Read, Vec::new()).unwrap()
+    }
 
     #[test]
     fn holes_are_told_from_data() {
-        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        let named = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        let file = named.as_file();
         let geometry = Geometry { image_bytes: (64 << 20) + 5, chunk_bytes: 1 << 20 };
         file.set_len(geometry.image_bytes).unwrap();
         // Chunk 3 in its middle, chunks 10 and 11 across their border, the tail.
@@ -102,7 +85,7 @@ mod tests {
         file.write_all_at(&[1; 8192], (11 << 20) - 4096).unwrap();
         file.write_all_at(&[1; 5], 64 << 20).unwrap();
         let units = |wanted| {
-            let mut extents = Extents::new(file.try_clone().unwrap(), geometry, wanted);
+            let mut extents = Extents::new(source(named.path(), geometry), geometry, wanted);
             std::iter::from_fn(|| {
                 let unit = extents.peek().unwrap()?;
                 extents.take(&unit);
@@ -120,10 +103,10 @@ mod tests {
 
     #[test]
     fn a_file_without_data_is_one_hole() {
-        let file = tempfile::tempfile_in("/var/tmp").unwrap();
-        file.set_len(10 << 20).unwrap();
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().set_len(10 << 20).unwrap();
         let geometry = Geometry { image_bytes: 10 << 20, chunk_bytes: 1 << 20 };
-        let mut extents = Extents::new(file, geometry, vec![0..10]);
+        let mut extents = Extents::new(source(file.path(), geometry), geometry, vec![0..10]);
         assert_eq!(extents.peek().unwrap(), Some(Holes(0..10)));
     }
 }

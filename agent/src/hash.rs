@@ -9,9 +9,10 @@ use kvm_clone_agent::protocol::{BATCH_CHUNKS_MAX, Failure, Geometry, HashJob, Me
 use crate::buffer::{Buffer, Pool, is_zero};
 use crate::extents::Extents;
 use crate::flow::{Flow, cancelled};
-use crate::image::{Access, Image};
+use crate::image::Access;
 use crate::lanes::{self, Outcome};
 use crate::outbox::Outbox;
+use crate::source::Source;
 
 /// Threads that read and hash: a disk wants several requests at a time.
 const HASH_LANES: usize = 4;
@@ -22,10 +23,10 @@ const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 /// Hashes, and sends what it finds.
 pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(), Failure> {
-    let HashJob { path, inode, geometry, wanted, reread, patches } = job;
+    let HashJob { path, inode, geometry, wanted, reread, patches, below } = job;
     let access = if reread { Access::Reread } else { Access::Read };
-    let image = Image::open(&path, inode, geometry, access)?.patched(patches);
-    let extents = Extents::new(image.for_extents()?, geometry, wanted);
+    let image = Source::open(&path, inode, &below, geometry, access, patches)?;
+    let extents = Extents::new(image.clone(), geometry, wanted);
     let pool = Pool::new(READ_BYTES.min(geometry.chunk_bytes as usize), READ_BYTES * HASH_LANES);
     let mut batch = Batch { id, outbox, records: Vec::new(), bytes: 0 };
     let result = lanes::run(
@@ -35,7 +36,7 @@ pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(
             flow.check()?;
             pool.take().ok_or_else(cancelled)
         },
-        |index, mut buffer| read_chunk(&image, geometry, index, &mut buffer),
+        |index, mut buffer| read_chunk(&|position, bytes| image.read(position, bytes), geometry, index, &mut buffer),
         |outcome| {
             match outcome {
                 Outcome::Holes(chunks) => batch.holes(chunks),
@@ -52,14 +53,19 @@ pub fn run(id: u32, job: HashJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(
 }
 
 /// What an image holds in one chunk, read in parts of the buffer's size.
-pub fn read_chunk(image: &Image, geometry: Geometry, index: u64, buffer: &mut Buffer) -> Result<ChunkState, Failure> {
+pub fn read_chunk(
+    read: &dyn Fn(u64, &mut Buffer) -> Result<(), Failure>,
+    geometry: Geometry,
+    index: u64,
+    buffer: &mut Buffer,
+) -> Result<ChunkState, Failure> {
     let mut hasher = geometry.hasher(index);
     let mut zero = true;
     let bytes = geometry.bytes_of(&(index..index + 1));
     let mut position = bytes.start;
     while position < bytes.end {
         buffer.set_len(usize::try_from(bytes.end - position).unwrap_or(usize::MAX));
-        image.read(position, buffer)?;
+        read(position, buffer)?;
         zero = zero && is_zero(buffer);
         hasher.update(buffer);
         position += buffer.len() as u64;

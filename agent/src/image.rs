@@ -2,6 +2,7 @@
 //! that is asked for and possible.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use journal_format::Inode;
@@ -9,6 +10,7 @@ use kvm_clone_agent::protocol::{Failure, FailureKind, Geometry, Patch};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
+use nix::unistd::{Whence, lseek64};
 
 use crate::buffer::ALIGNMENT;
 use crate::counts;
@@ -49,6 +51,23 @@ impl Image {
     /// Opens a regular file or block device that must be this inode (if any is named) and of the geometry's size; a
     /// device may be larger.
     pub fn open(path: &str, inode: Option<Inode>, geometry: Geometry, access: Access) -> Result<Self, Failure> {
+        let aligned = (geometry.chunk_bytes as usize).is_multiple_of(ALIGNMENT);
+        let (image, device) = Self::open_file(path, inode, access, aligned)?;
+        if image.bytes < geometry.image_bytes || (image.bytes > geometry.image_bytes && !device) {
+            let (bytes, expected) = (image.bytes, geometry.image_bytes);
+            let detail = format!("open image {path}: it has {bytes} bytes now, expected {expected}");
+            return Err(failure(FailureKind::Changed, detail));
+        }
+        Ok(image)
+    }
+
+    /// Opens a regular file or block device of whatever size, to be read.
+    pub fn open_whole(path: &str, access: Access) -> Result<Self, Failure> {
+        Self::open_file(path, None, access, true).map(|(image, _)| image)
+    }
+
+    /// Opens it, and says whether it is a device. `aligned`: past the page cache, where that is asked for.
+    fn open_file(path: &str, inode: Option<Inode>, access: Access, aligned: bool) -> Result<(Self, bool), Failure> {
         let operation = || format!("open image {path}");
         let mut options = OpenOptions::new();
         options.read(access != Access::Write).write(access == Access::Write);
@@ -62,12 +81,6 @@ impl Image {
             return Err(failure(FailureKind::Unsupported, format!("open image {path}: not a file or block device")));
         }
         let bytes = image_bytes(&buffered).map_err(|error| refused(operation(), errno(&error)))?;
-        if bytes < geometry.image_bytes || (bytes > geometry.image_bytes && !device) {
-            let expected = geometry.image_bytes;
-            let detail = format!("open image {path}: it has {bytes} bytes now, expected {expected}");
-            return Err(failure(FailureKind::Changed, detail));
-        }
-        let aligned = (geometry.chunk_bytes as usize).is_multiple_of(ALIGNMENT);
         let direct = (access != Access::Read && aligned)
             .then(|| options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_DIRECT).open(path).ok())
             .flatten()
@@ -80,12 +93,22 @@ impl Image {
             Access::Reread => image.sync()?,
             Access::Write => {}
         }
-        Ok(image)
+        Ok((image, device))
     }
 
-    /// The buffered descriptor, for asking about holes.
-    pub fn for_extents(&self) -> Result<File, Failure> {
-        self.buffered.try_clone().map_err(|error| refused(format!("open image {}", self.path), errno(&error)))
+    /// Its path.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Bytes that it had when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The first data at or behind a position; empty, at the end of everything, where there is none.
+    pub fn data_from(&self, position: u64) -> Result<Range<u64>, Failure> {
+        data_from(&self.buffered, position).map_err(|error| refused("find the data of the image", error))
     }
 
     /// Fills the bytes from this position on, patches included.
@@ -165,6 +188,26 @@ impl Image {
 
     fn advise(&self, advice: PosixFadviseAdvice) -> Result<(), Failure> {
         posix_fadvise(&self.buffered, 0, 0, advice).map_err(|error| refused(format!("open image {}", self.path), error))
+    }
+}
+
+/// The first data at or behind a position; empty at the end of everything when there is none.
+fn data_from(file: &File, position: u64) -> Result<Range<u64>, Errno> {
+    const NOTHING: Range<u64> = u64::MAX..u64::MAX;
+    let seek = |position: u64, whence| {
+        lseek64(file, i64::try_from(position).map_err(|_| Errno::EFBIG)?, whence).map(i64::unsigned_abs)
+    };
+    let start = match seek(position, Whence::SeekData) {
+        Ok(start) => start,
+        Err(Errno::ENXIO) => return Ok(NOTHING),
+        // A block device, or a filesystem that does not know: all of it is data.
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(position..u64::MAX),
+        Err(error) => return Err(error),
+    };
+    match seek(start, Whence::SeekHole) {
+        Ok(end) => Ok(start..end),
+        Err(Errno::ENXIO) => Ok(start..u64::MAX),
+        Err(error) => Err(error),
     }
 }
 

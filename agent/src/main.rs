@@ -27,6 +27,7 @@ mod relay;
 mod requests;
 mod send;
 mod session;
+mod source;
 mod tools;
 
 use std::io::IsTerminal;

@@ -21,7 +21,7 @@
 
 use std::ops::Range;
 
-use journal_format::{ChunkRecordV1, Inode, TxnId};
+use journal_format::{ChunkRecordV1, ImageFormat, Inode, TxnId};
 use serde::{Deserialize, Serialize};
 
 pub use crate::chunk::Geometry;
@@ -416,7 +416,7 @@ pub enum Role {
     Look,
 }
 
-/// Hashing chunks of one file. The file must be as large as the geometry says (`Changed` otherwise).
+/// Hashing chunks of one file, or chain of files. What is hashed must be as large as the geometry says (`Changed` otherwise).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HashJob {
     /// The file.
@@ -431,6 +431,18 @@ pub struct HashJob {
     pub reread: bool,
     /// Bytes that are taken for other ones; at most [`PATCHES_MAX`].
     pub patches: Vec<Patch>,
+    /// The images below the file, from the top down; at most [`crate::flat::LAYERS_MAX`] with it. Where there are any, the file is
+    /// qcow2, and what is hashed is what a guest sees through all of them; `geometry` is about that.
+    pub below: Vec<Layer>,
+}
+
+/// An image below another one in a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// The file.
+    pub path: String,
+    /// Its format, never probed.
+    pub format: ImageFormat,
 }
 
 /// Bytes of an image that are read as other ones. They lie within the image, in data: a hole is not read.
@@ -442,7 +454,7 @@ pub struct Patch {
     pub bytes: Vec<u8>,
 }
 
-/// The source half of a copy. The file must be as large as the geometry says (`Changed` otherwise).
+/// The source half of a copy. What is sent must be as large as the geometry says (`Changed` otherwise).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendJob {
     /// The image.
@@ -456,6 +468,8 @@ pub struct SendJob {
     pub credit_bytes: u64,
     /// Bytes that are sent as other ones; at most [`PATCHES_MAX`].
     pub patches: Vec<Patch>,
+    /// The images below the image, as in [`HashJob::below`]: what is sent is what a guest sees.
+    pub below: Vec<Layer>,
 }
 
 /// The destination half of a copy. The file must be as large as the geometry says (`Changed` otherwise).

@@ -284,7 +284,7 @@ impl Receiver {
 
     fn read_back(&self, target: &Target, index: u64, pool: &Arc<Pool>) -> Result<(), Failure> {
         let (Some(image), Some(mut buffer)) = (&target.reader, pool.take()) else { return Ok(()) };
-        let state = read_chunk(image, self.geometry, index, &mut buffer)?;
+        let state = read_chunk(&|position, bytes| image.read(position, bytes), self.geometry, index, &mut buffer)?;
         self.state.change(|stream| stream.read_back.push(ChunkRecordV1 { index, state }));
         Ok(())
     }

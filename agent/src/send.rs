@@ -8,9 +8,10 @@ use kvm_clone_agent::protocol::{CREDIT_BYTES_MAX, Failure, Message, PieceHeader,
 use crate::buffer::{Pool, is_zero};
 use crate::extents::Extents;
 use crate::flow::{Flow, cancelled};
-use crate::image::{Access, Image};
+use crate::image::Access;
 use crate::lanes::{self, Outcome};
 use crate::outbox::{Outbox, OutgoingChunk};
+use crate::source::Source;
 
 /// Threads that read and hash.
 const SEND_LANES: usize = 2;
@@ -19,9 +20,9 @@ const ZEROS_TOGETHER_MAX: u64 = 1024;
 
 /// Sends.
 pub fn run(id: u32, job: SendJob, flow: &Flow, outbox: &Arc<Outbox>) -> Result<(), Failure> {
-    let SendJob { path, geometry, wanted, patches, .. } = job;
-    let image = Image::open(&path, None, geometry, Access::Read)?.patched(patches);
-    let extents = Extents::new(image.for_extents()?, geometry, wanted);
+    let SendJob { path, geometry, wanted, patches, below, .. } = job;
+    let image = Source::open(&path, None, &below, geometry, Access::Read, patches)?;
+    let extents = Extents::new(image.clone(), geometry, wanted);
     let chunk_bytes = u64::from(geometry.chunk_bytes);
     // Chunks wait for the pipe in the pool's buffers: this, and not the credit, is what bounds the memory.
     let pool = Pool::new(geometry.chunk_bytes as usize, usize::try_from(CREDIT_BYTES_MAX).unwrap_or(usize::MAX));

@@ -13,10 +13,12 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use journal_format::Inode;
+use kvm_clone_agent::flat::LAYERS_MAX;
 use kvm_clone_agent::protocol::{
     CHUNK_STREAMS_MAX, CREDIT_BYTES_MAX, FRAME_HEADER_BYTES, Failure, FailureKind, FrameHeader, FrameKind, Geometry,
-    Message, PATCH_BYTES_MAX, PATCHES_MAX, PIECE_HEADER_BYTES, PREAMBLE, Patch, PieceHeader, ProtocolError, RELAYS_MAX,
-    REQUESTS_WAITING_MAX, Reply, Request, SILENCE_SECONDS_MAX, Steer, WANTED_RANGES_MAX, decode_message,
+    Layer, Message, PATCH_BYTES_MAX, PATCHES_MAX, PIECE_HEADER_BYTES, PREAMBLE, Patch, PieceHeader, ProtocolError,
+    RELAYS_MAX, REQUESTS_WAITING_MAX, Reply, Request, SILENCE_SECONDS_MAX, Steer, WANTED_RANGES_MAX, decode_message,
     decode_request, decode_steer,
 };
 use nix::fcntl::{FcntlArg, fcntl};
@@ -25,6 +27,7 @@ use crate::counts;
 use crate::exit;
 use crate::failure::failure;
 use crate::flow::Flow;
+use crate::guard::check_path;
 use crate::monitor::Monitor;
 use crate::outbox::Outbox;
 use crate::process;
@@ -295,13 +298,15 @@ impl Hearing {
     fn new_stream(&self, id: u32, request: &Request) -> Result<Result<Option<Stream>, Failure>, Broken> {
         let (kind, stream) = match request {
             Request::HashChunks(job) => {
-                let checked =
-                    check_job(job.geometry, &job.wanted).and_then(|()| check_patches(job.geometry, &job.patches));
+                let checked = check_job(job.geometry, &job.wanted)
+                    .and_then(|()| check_patches(job.geometry, &job.patches))
+                    .and_then(|()| check_layers(&job.below, job.inode, &job.patches));
                 (job.path.as_str(), checked.map(|()| Stream::Outgoing(Arc::new(Flow::new(0, 0)))))
             }
             Request::SendChunks(job) => {
-                let checked =
-                    check_job(job.geometry, &job.wanted).and_then(|()| check_patches(job.geometry, &job.patches));
+                let checked = check_job(job.geometry, &job.wanted)
+                    .and_then(|()| check_patches(job.geometry, &job.patches))
+                    .and_then(|()| check_layers(&job.below, None, &job.patches));
                 let flow = Flow::new(job.credit_bytes, CREDIT_BYTES_MAX);
                 (job.path.as_str(), checked.map(|()| Stream::Outgoing(Arc::new(flow))))
             }
@@ -405,6 +410,16 @@ fn check_job(geometry: Geometry, wanted: &[std::ops::Range<u64>]) -> Result<(), 
         .check()
         .and_then(|()| geometry.check_ranges(wanted))
         .map_err(|error| failure(FailureKind::Protocol, error.to_string()))
+}
+
+fn check_layers(below: &[Layer], inode: Option<Inode>, patches: &[Patch]) -> Result<(), Failure> {
+    if below.len() >= LAYERS_MAX {
+        return Err(failure(FailureKind::Protocol, format!("a job for a chain of more than {LAYERS_MAX} images")));
+    }
+    if !below.is_empty() && (inode.is_some() || !patches.is_empty()) {
+        return Err(failure(FailureKind::Protocol, "a job for a chain, which has no inode and no patches"));
+    }
+    below.iter().try_for_each(|layer| check_path(&layer.path))
 }
 
 fn check_patches(geometry: Geometry, patches: &[Patch]) -> Result<(), Failure> {

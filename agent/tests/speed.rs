@@ -114,7 +114,14 @@ fn speed() {
         let credit_bytes = RECEIVE_CREDIT_BYTES;
         source.send(
             STREAM,
-            &Request::SendChunks(SendJob { path: path(&from), geometry, wanted, credit_bytes, patches: Vec::new() }),
+            &Request::SendChunks(SendJob {
+                path: path(&from),
+                geometry,
+                wanted,
+                credit_bytes,
+                patches: Vec::new(),
+                below: Vec::new(),
+            }),
         );
         let onward = Arc::clone(&destination.input);
         let back = Arc::clone(&source.input);
@@ -149,7 +156,15 @@ fn speed() {
         report(round, "copy", geometry, began, &spent);
         let began = Instant::now();
         let wanted = std::iter::once(0..geometry.chunk_count()).collect();
-        let job = HashJob { path: path(&to), inode: Some(inode), geometry, wanted, reread: true, patches: Vec::new() };
+        let job = HashJob {
+            path: path(&to),
+            inode: Some(inode),
+            geometry,
+            wanted,
+            reread: true,
+            patches: Vec::new(),
+            below: Vec::new(),
+        };
         destination.send(STREAM, &Request::HashChunks(job));
         while {
             let header = frame(&mut destination.output, &mut buffer);

@@ -1,5 +1,7 @@
 /// Reads any bytes as a definition and does with it all that a clone does.
 pub fn read_domain_xml(data: &[u8]) {
+    use std::collections::BTreeSet;
+
     use kvm_clone::domain::{
         Change, CloneMark, Definition, DomainError, Identity, InterfaceSource, Rewrite, SnapshotDefinition, read_back,
         rewrite, same, uncarried,
@@ -38,6 +40,7 @@ pub fn read_domain_xml(data: &[u8]) {
                 Some((disk.index, (0..layers).map(|layer| format!("/new/layer{layer}'")).collect()))
             })
             .collect(),
+        flattened: BTreeSet::new(),
         emptied: definition.media().map(|disk| disk.index).collect(),
         macs: (0..definition.interfaces.len()).map(|index| (index, format!("52:54:00:00:00:{index:02x}"))).collect(),
         networks: definition
@@ -48,6 +51,12 @@ pub fn read_domain_xml(data: &[u8]) {
             .collect(),
         mark: mark.clone().map_or(Change::Remove, Change::Set),
     };
+    let flattened: BTreeSet<_> = definition.images().map(|disk| disk.index).collect();
+    if let Ok(text) = rewrite(&definition, &Rewrite { flattened: flattened.clone(), ..Rewrite::default() }) {
+        let after = Definition::parse(&text).expect("a rewrite is a definition");
+        let disks = || flattened.iter().map(|index| &after.disks[*index]);
+        assert!(disks().all(|disk| disk.format.as_deref() == Some("raw") && disk.chain.is_none()));
+    }
     // Overlaps and refusals are fine; what is written must be what was asked.
     if let Ok(text) = rewrite(&definition, &asked) {
         let after = Definition::parse(&text).expect("a rewrite is a definition");

@@ -145,7 +145,7 @@ pub struct NewDirectoryV1 {
 pub struct ImageV1 {
     /// What of the VM it is.
     pub role: ImageRoleV1,
-    /// Format of the image, from the definition, never probed.
+    /// Format of the source's image, from the definition, never probed.
     pub format: ImageFormat,
     /// The path by which the source VM reaches it, absolute. At each attempt it still has to lead to `source_path`.
     pub reached_by: String,
@@ -169,6 +169,29 @@ pub struct ImageV1 {
     pub backing: Option<BackingV1>,
     /// What keeps the image on the source.
     pub source_kind: SourceKindV1,
+    /// The images below it that are read through it, from the top down: the clone's image is raw, and has what a guest sees of
+    /// all of them. None: it is copied as it is.
+    pub flattened: Vec<LayerV1>,
+}
+
+impl ImageV1 {
+    /// Format of the clone's image.
+    pub fn clone_format(&self) -> ImageFormat {
+        if self.flattened.is_empty() { self.format } else { ImageFormat::Raw }
+    }
+}
+
+/// An image of the source below another one, that is read through it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerV1 {
+    /// As the header of the image above names it. Another one there means another chain.
+    pub reference: String,
+    /// The path that this leads to, absolute. At each attempt it still has to lead to `source_path`.
+    pub reached_by: String,
+    /// Its real path, behind all symlinks.
+    pub source_path: String,
+    /// Its format, as the image above or the definition says, never probed.
+    pub format: ImageFormat,
 }
 
 /// What keeps an image on the source. Variants are only appended.
@@ -247,11 +270,11 @@ pub struct BackingV1 {
 /// What tells whether a source's image changed: size and mtime do, ctime alone only makes it re-hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStampV1 {
-    /// Bytes.
+    /// Bytes of the image; of a flattened chain, those that its guest sees.
     pub size: u64,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970; of a flattened chain, a digest of the sizes and mtimes of all its layers.
     pub mtime_ns: i128,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970; of a flattened chain, a digest of the ctimes of all its layers.
     pub ctime_ns: i128,
 }
 

@@ -72,6 +72,9 @@ pub struct RunArgs {
     /// The state of an emulated TPM: `copy`, or `fresh` for a new one
     #[arg(long, value_name = "STATE", default_value = "copy")]
     tpm: String,
+    /// The images that a disk stands on: `keep` them as they are, or `flatten`: the disk arrives as one raw image
+    #[arg(long, value_name = "HOW", default_value = "keep")]
+    chain: String,
     /// Copy the media in drives too, and disks that are only read or shared; otherwise the destination's are used, and drives
     /// whose medium is not there are emptied
     #[arg(long)]
@@ -416,6 +419,7 @@ impl RunArgs {
         request.stop = stop_mode(&self.stop)?;
         request.keep_replaced = self.keep_replaced;
         request.tpm = self.tpm.parse()?;
+        request.chain = self.chain.parse()?;
         request.copy_media = self.copy_media;
         request.verify = !self.no_verify;
         request.preallocate = self.prealloc;

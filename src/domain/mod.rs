@@ -18,7 +18,7 @@ pub mod rewrite;
 pub mod snapshot;
 mod xml;
 
-pub use carry::{Carriage, Droppable, Uncarried, uncarried, uncarried_image};
+pub use carry::{Carriage, Droppable, Uncarried, uncarried, uncarried_image, unflattened_image};
 pub use compare::{ReadBackError, read_back, same};
 pub use definition::{
     ChainLayer, Definition, Disk, DiskDevice, DiskSource, Graphics, Interface, InterfaceSource, Os, Tpm, Variables,

@@ -20,6 +20,7 @@ const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 
 const FEATURE_DIRTY: u64 = 1;
 const FEATURE_CORRUPT: u64 = 1 << 1;
@@ -40,6 +41,17 @@ pub enum Encryption {
     Luks,
     /// A method that is not known here.
     Unknown(u32),
+}
+
+/// How clusters are compressed, where any are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// As in zlib, without its header.
+    Deflate,
+    /// Zstandard.
+    Zstd,
+    /// A method that is not known here.
+    Unknown(u8),
 }
 
 /// What an image says of itself.
@@ -68,6 +80,12 @@ pub struct Header {
     pub dirty: bool,
     /// QEMU found it damaged: it only opens it to read.
     pub corrupt: bool,
+    /// How its clusters are compressed, if any are.
+    pub compression: Compression,
+    /// Clusters have parts that are allocated by themselves (extended L2 entries).
+    pub subclusters: bool,
+    /// Bitmaps of what changed since a backup.
+    pub bitmaps: u32,
     /// Incompatible features that are not known here, by the header's own names where it has them.
     pub unknown_features: Vec<String>,
 }
@@ -138,6 +156,16 @@ impl Header {
             snapshots: input.u32(60, "snapshots")?,
             dirty: features & FEATURE_DIRTY != 0,
             corrupt: features & FEATURE_CORRUPT != 0,
+            compression: match features & FEATURE_COMPRESSION {
+                0 => Compression::Deflate,
+                _ => match input.span(VERSION_3_HEADER_BYTES, 1, "compression")?[0] {
+                    0 => Compression::Deflate,
+                    1 => Compression::Zstd,
+                    other => Compression::Unknown(other),
+                },
+            },
+            subclusters: features & FEATURE_EXTENDED_L2 != 0,
+            bitmaps: extensions.bitmaps,
             unknown_features: name_unknown(features & !FEATURES_KNOWN, &extensions.feature_names),
         })
     }
@@ -182,6 +210,7 @@ fn read_backing(input: &Input<'_>, offset: u64) -> Result<Option<String>, Qcow2E
 struct Extensions {
     backing_format: Option<String>,
     data_file: Option<String>,
+    bitmaps: u32,
     /// Type, bit, name.
     feature_names: Vec<(u8, u8, String)>,
 }
@@ -205,6 +234,7 @@ impl Extensions {
             match kind {
                 EXTENSION_BACKING_FORMAT => found.backing_format = Some(text(data)),
                 EXTENSION_DATA_FILE => found.data_file = Some(text(data)),
+                EXTENSION_BITMAPS => found.bitmaps = Input(data).u32(0, "number of bitmaps")?,
                 EXTENSION_FEATURE_NAMES => {
                     let names = data.chunks_exact(48).map(|entry| (entry[0], entry[1], text(&entry[2..])));
                     found.feature_names = names.collect();

@@ -48,6 +48,8 @@ pub struct Rewrite {
     pub disk_files: BTreeMap<usize, String>,
     /// Files below a disk's own image, from the top down, by the index of the disk; as many as the definition names.
     pub chain_files: BTreeMap<usize, Vec<String>>,
+    /// Disks that become raw images which stand on nothing, by the index of the disk.
+    pub flattened: BTreeSet<usize>,
     /// Drives that are emptied, by the index of the disk.
     pub emptied: BTreeSet<usize>,
     /// The file of the UEFI variables; made explicit where the definition names none.
@@ -171,6 +173,7 @@ fn rewrite_devices(
     if rewrite.emulator.is_none()
         && rewrite.disk_files.is_empty()
         && rewrite.chain_files.is_empty()
+        && rewrite.flattened.is_empty()
         && rewrite.emptied.is_empty()
         && !plugs
     {
@@ -196,6 +199,11 @@ fn rewrite_devices(
             above = child(above, "backingStore").ok_or_else(missing)?;
             edits.set_attribute(child(above, "source").ok_or_else(missing)?, "file", file)?;
         }
+    }
+    for index in &rewrite.flattened {
+        let missing = || DomainError::NoSuchTarget { what: format!("the format of disk {index} (counted from 0)") };
+        let disk = named(devices, "disk").nth(*index).ok_or_else(missing)?;
+        flatten_disk(edits, disk)?.ok_or_else(missing)?;
     }
     for index in &rewrite.emptied {
         let missing = || DomainError::NoSuchTarget { what: format!("a medium in disk {index} (counted from 0)") };
@@ -224,6 +232,15 @@ fn rewrite_disk(
         DiskSource::Empty | DiskSource::Elsewhere { .. } => return Ok(None),
     };
     edits.set_attribute(disk, "type", "file").map(Some)
+}
+
+/// A raw image on nothing: what libvirt knows of chains and of qcow2 alone goes. `None`: its format is not written.
+fn flatten_disk(edits: &mut Edits<'_>, disk: Node<'_, '_>) -> Result<Option<()>, DomainError> {
+    let Some(driver) = child(disk, "driver").filter(|driver| driver.has_attribute("type")) else { return Ok(None) };
+    edits.set_attribute(driver, "type", "raw")?;
+    edits.remove_attribute(driver, "discard_no_unref");
+    named(driver, "metadata_cache").chain(named(disk, "backingStore")).for_each(|node| edits.remove(node));
+    Ok(Some(()))
 }
 
 fn rewrite_interfaces(

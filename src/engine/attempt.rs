@@ -14,7 +14,7 @@ use journal_format::{
 
 use super::reopen;
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
-use crate::domain::{Definition, DiskSource, same, uncarried_image};
+use crate::domain::{Definition, DiskSource, same, uncarried_image, unflattened_image};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX, parent_of};
@@ -269,10 +269,10 @@ fn hold(world: &dyn World, host: &dyn Host, path: &str, controller: &ControllerI
 pub(super) fn open_source(context: &mut Context) -> Result<(), Failure> {
     let source = connect(context.world, Side::Source, &context.plan.request.source.machine_id)?;
     context.source = Some(source.clone());
-    for image in &context.plan.images {
-        match source.lock_image(&image.source_path) {
+    for path in context.plan.images.iter().flat_map(steps::paths_read) {
+        match source.lock_image(path) {
             Err(fault) if fault.kind == FaultKind::NotFound => {
-                return Err(steps::source_not_there(source.as_ref(), &image.source_path));
+                return Err(steps::source_not_there(source.as_ref(), path));
             }
             locked => drop(locked?),
         }
@@ -396,52 +396,60 @@ fn still_has_its_volumes(context: &Context) -> Result<(), Failure> {
 /// The path that the VM knows may be a symlink, and lead elsewhere now.
 fn still_leads_to_image(context: &Context, image: u32) -> Result<(), Failure> {
     let (source, planned) = (context.source()?, context.image(image)?);
-    let leads_to = source.resolve(&planned.reached_by)?;
-    if leads_to.as_ref() == Some(&planned.source_path) {
-        return Ok(());
+    let layers = planned.flattened.iter().map(|layer| (&layer.reached_by, &layer.source_path));
+    for (reached_by, source_path) in std::iter::once((&planned.reached_by, &planned.source_path)).chain(layers) {
+        let Some(now) = source.resolve(reached_by)? else {
+            return Err(steps::source_not_there(source.as_ref(), reached_by));
+        };
+        if now != *source_path {
+            let what =
+                format!("{} of the source VM: {reached_by} leads to {now} now, not to {source_path}", planned.role);
+            return Err(Failure::turn_back(what, "clone again"));
+        }
     }
-    let Some(now) = leads_to else { return Err(steps::source_not_there(source.as_ref(), &planned.reached_by)) };
-    Err(Failure::turn_back(
-        format!("{} of the source VM leads to {now} now, not to {}", planned.role, planned.source_path),
-        "clone again",
-    ))
+    Ok(())
 }
 
 /// An image that was written to may have got a backing file, internal snapshots or anything else that is not carried.
 fn must_be_carried(context: &Context, image: &ImageV1) -> Result<(), Failure> {
     let source = context.source()?;
-    if image.format != ImageFormat::Qcow2 {
-        return Ok(());
+    let kept = image.backing.as_ref().map(|backing| &backing.source);
+    let references = image.flattened.iter().map(|layer| Some(&layer.reference)).chain([kept]);
+    let formats = std::iter::once(image.format).chain(image.flattened.iter().map(|layer| layer.format));
+    let layers = steps::paths_read(image).zip(references).zip(formats);
+    for ((path, reference), _) in layers.filter(|(_, format)| *format == ImageFormat::Qcow2) {
+        let head = source.read(path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
+        let refuse = |what: String| {
+            Failure::turn_back(format!("{path} on {}: {what}", source.name()), "clone again: it says more")
+        };
+        let header = Header::read(&head).map_err(|error| refuse(error.to_string()))?;
+        if header.backing_file.as_ref() != reference {
+            let now = header.backing_file.unwrap_or_else(|| "nothing".to_owned());
+            return Err(refuse(format!("it is on top of {now} now")));
+        }
+        let place = image.role.to_string();
+        let mut blockers = uncarried_image(&place, &header).blockers;
+        if !image.flattened.is_empty() {
+            blockers.extend(unflattened_image(&place, &header).blockers);
+        }
+        if let Some(found) = blockers.first() {
+            return Err(refuse(format!("{}: {}", found.what, found.why)));
+        }
     }
-    let head = source.read(&image.source_path, HEADER_READ_BYTES as u64)?.unwrap_or_default();
-    let refuse = |what: String| {
-        Failure::turn_back(format!("{} on {}: {what}", image.source_path, source.name()), "clone again: it says more")
-    };
-    let header = Header::read(&head).map_err(|error| refuse(error.to_string()))?;
-    if header.backing_file.as_deref() != image.backing.as_ref().map(|backing| backing.source.as_str()) {
-        let now = header.backing_file.unwrap_or_else(|| "nothing".to_owned());
-        return Err(refuse(format!("it is on top of {now} now")));
-    }
-    match uncarried_image(&image.role.to_string(), &header).blockers.first() {
-        Some(found) => Err(refuse(format!("{}: {}", found.what, found.why))),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
     let source = context.source()?;
     let planned = context.image(image)?;
     let (path, target) = (planned.source_path.clone(), planned.role.to_string());
-    let Some(stat) = source.stat(&path)? else {
-        return Err(steps::source_not_there(source.as_ref(), &path));
-    };
     let kind = planned.source_kind;
+    let (stat, seen) = steps::look_at_source(context, image)?;
     let is_device = stat.kind == FileKind::BlockDevice;
     if is_device != (kind == SourceKindV1::Device) {
         let now = if is_device { "a block device" } else { "no block device" };
         return Err(Failure::turn_back(format!("{path} on {} is {now} now", source.name()), "clone again"));
     }
-    let seen = steps::stamp_of(kind, &stat);
     let transfer = StepV1::TransferImage { image };
     let known = context.recorder.history().sources.get(image as usize).map(|source| source.stamp);
     let last = context.history_of(transfer).map_or(Last::None, |step| step.last);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use journal_format::{ChunkRecordV1, ChunkState};
 use kvm_clone_agent::protocol::{
-    CREDIT_BYTES_MAX, Geometry, HashJob as WireHashJob, Message, PUNCH_CREDIT_BYTES, Patch, RECEIVE_CREDIT_BYTES,
-    ReceiveJob, Request, SendJob, WANTED_RANGES_MAX,
+    CREDIT_BYTES_MAX, Geometry, HashJob as WireHashJob, Layer, Message, PUNCH_CREDIT_BYTES, Patch,
+    RECEIVE_CREDIT_BYTES, ReceiveJob, Request, SendJob, WANTED_RANGES_MAX,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -66,6 +66,7 @@ pub(super) async fn hash(
             wanted: wanted.to_vec(),
             reread: job.reread,
             patches: patches(&job.patches),
+            below: layers(&job.below),
         });
         let mut stream = client.open(&request, &operation, 0)?;
         loop {
@@ -125,6 +126,10 @@ fn patches(patches: &[crate::world::Patch]) -> Vec<Patch> {
     patches.iter().map(|patch| Patch { offset: patch.offset, bytes: patch.bytes.clone() }).collect()
 }
 
+fn layers(below: &[crate::world::Layer]) -> Vec<Layer> {
+    below.iter().map(|layer| Layer { path: layer.path.clone(), format: layer.format }).collect()
+}
+
 async fn copy_part(
     source: &Client,
     destination: &Client,
@@ -148,6 +153,7 @@ async fn copy_part(
         wanted: wanted.to_vec(),
         credit_bytes: COPY_CREDIT_BYTES,
         patches: patches(&job.patches),
+        below: layers(&job.below),
     });
     let send = source.open(&send, &operation, 0)?;
     let (notices, notice_queue) = mpsc::channel(NOTICES_MAX);

@@ -188,10 +188,10 @@ pub fn preferred_name(request: &Request, new_name: &DomainName, file: &SourceFil
         return Some(mapping.to.name().to_owned());
     }
     match &file.role {
-        ImageRoleV1::Nvram => Some(new_name.variables_file(places::variables_extension(file.format))),
+        ImageRoleV1::Nvram => Some(new_name.variables_file(places::variables_extension(file.clone_format()))),
         ImageRoleV1::Tpm => None,
         role @ (ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. } | ImageRoleV1::Medium { .. }) => {
-            Some(format!("{new_name}-{}.{}", part_of_name(role), extension(file.format)))
+            Some(format!("{new_name}-{}.{}", part_of_name(role), extension(file.clone_format())))
         }
     }
 }
@@ -208,7 +208,7 @@ fn part_of_name(role: &ImageRoleV1) -> String {
 
 /// The name of a file in its staging directory.
 pub fn staged_name(file: &SourceFile) -> String {
-    format!("{}.{}", part_of_name(&file.role), extension(file.format))
+    format!("{}.{}", part_of_name(&file.role), extension(file.clone_format()))
 }
 
 /// The final path of a file in this (real) directory: the preferred name, or where that is taken one with the
@@ -222,7 +222,7 @@ pub fn final_path(
 ) -> Option<String> {
     let preferred = join(&directory.path, &preferred_name(request, new_name, file)?);
     Some(if is_taken(destination, &preferred) && mapping_of(request, file).is_none() {
-        join(&directory.path, &new_name.disk_file(&part_of_name(&file.role), txn, extension(file.format)))
+        join(&directory.path, &new_name.disk_file(&part_of_name(&file.role), txn, extension(file.clone_format())))
     } else {
         preferred
     })

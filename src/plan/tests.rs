@@ -7,9 +7,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{Definition, DomainName};
 use crate::request::Target;
+use crate::steps;
 use crate::steps::host_record::parent_of;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
 use crate::survey::{EmulatorFacts, SourceImage};
+use crate::world::FileKind;
 
 /// Random bytes that count upwards from a seed: no two calls are alike.
 fn counting(seed: u8) -> impl FnMut() -> [u8; 16] {
@@ -216,6 +218,45 @@ fn a_device_becomes_an_image_in_the_default_pool_and_never_a_file_among_devices(
     survey.destination.pools[0].facts.active = false;
     let why = NoDirectory::OfDevice { device: "/dev/vg/data".into() };
     assert_eq!(plan_of(&request, &survey), Err(PlanError::NoDirectory { what: "disk vdb".into(), why }));
+}
+
+#[test]
+fn a_flattened_chain_is_one_raw_image_and_all_its_layers_count() {
+    let (request, mut survey) = (sample::request(), sample::survey());
+    let layers = [("middle.qcow2", ImageFormat::Qcow2), ("base.img", ImageFormat::Raw)];
+    let flattened = layers.map(|(reference, format)| {
+        let file = sample::disk(0, "vda", format, &format!("/srv/templates/{reference}"), GIB);
+        FlattenedLayer { reference: reference.into(), file }
+    });
+    survey.source.files[0].flattened = flattened.into();
+    let plan = plan_of(&request, &survey).unwrap();
+    assert_eq!(plan.images.len(), 2, "the layers are no images of their own");
+    let image = &plan.images[0];
+    assert_eq!(image.final_path, format!("{IMAGES}/web01_clone-vda.img"));
+    assert_eq!((image.format, image.clone_format()), (ImageFormat::Qcow2, ImageFormat::Raw));
+    assert_eq!(image.source_stamp.size, 20 * GIB, "what its guest sees");
+    assert_eq!(image.allocated_bytes, 4 * GIB, "2 of its own, and 1 of each layer");
+    let read: Vec<_> = steps::paths_read(image).skip(1).collect();
+    assert_eq!(read, ["/srv/templates/middle.qcow2", "/srv/templates/base.img"]);
+    let clone = Definition::parse(&plan.definition).unwrap();
+    assert_eq!(clone.disks[0].image_format(), Some(ImageFormat::Raw));
+    assert_eq!(clone.disks[0].image(), Some(image.final_path.as_str()));
+
+    let stamp = |survey: &Survey| plan_of(&request, survey).unwrap().images[0].source_stamp;
+    let before = stamp(&survey);
+    base_of(&mut survey).stat.mtime_ns -= 1;
+    assert_ne!(stamp(&survey).mtime_ns, before.mtime_ns);
+    base_of(&mut survey).stat.allocated = 100 * GIB;
+    assert_eq!(plan_of(&request, &survey).unwrap().images[0].allocated_bytes, 20 * GIB, "no more than its guest sees");
+    survey.source.files[0].flattened[1].file.image = SourceImage::Missing;
+    assert_eq!(plan_of(&request, &survey), Err(PlanError::NoImage { what: "disk vda".into() }));
+}
+
+fn base_of(survey: &mut Survey) -> &mut ImageFacts {
+    match &mut survey.source.files[0].flattened[1].file.image {
+        SourceImage::Readable(image) => image,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

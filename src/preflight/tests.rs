@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use journal_format::owner::{DirectionV1, OwnerV1};
-use journal_format::{Epoch, TxnId};
+use journal_format::{Epoch, ImageFormat, TxnId};
 
 use super::*;
 use crate::domain::DomainName;
 use crate::request::Target;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
-use crate::survey::{ClaimFacts, EmulatorFacts, SourceImage};
+use crate::survey::{ClaimFacts, EmulatorFacts, FlattenedLayer, SourceFile, SourceImage};
 use crate::world::{DomainState, FileKind, ImageCheck, NetworkFacts};
 
 type Spoil = fn(&mut Request, &mut Survey);
@@ -22,6 +22,26 @@ fn report_of(spoil: Spoil) -> Report {
 fn image(survey: &mut Survey, disk: usize) -> &mut crate::survey::ImageFacts {
     match &mut survey.source.files[disk].image {
         SourceImage::Readable(image) => image,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn checked(survey: &mut Survey, disk: usize, check: ImageCheck) {
+    let path = image(survey, disk).path.clone();
+    survey.source.checks.insert(path, check);
+}
+
+/// Puts an image below the first disk that is read through it.
+fn flatten(survey: &mut Survey) -> &mut SourceFile {
+    let file = sample::disk(0, "vda", ImageFormat::Qcow2, "/srv/templates/golden.qcow2", GIB);
+    let first = &mut survey.source.files[0];
+    first.flattened = vec![FlattenedLayer { reference: "golden.qcow2".into(), file }];
+    &mut first.flattened[0].file
+}
+
+fn head_of(file: &mut SourceFile) -> &mut Vec<u8> {
+    match &mut file.image {
+        SourceImage::Readable(image) => &mut image.head,
         other => panic!("{other:?}"),
     }
 }
@@ -72,6 +92,20 @@ fn each_thing_in_the_way_is_named() {
         (B::DiskKind, |_, s| image(s, 1).stat.kind = FileKind::BlockDevice, &["vdb", "not a regular file"]),
         (B::DiskHeader, |_, s| image(s, 0).head = vec![0; 65_536], &["vda", "qcow2"]),
         (B::DiskHeader, |_, s| image(s, 0).head.truncate(50), &["vda", "ends at 50 bytes"]),
+        (
+            B::Uncarried,
+            |_, s| head_of(flatten(s))[63] = 1,
+            &["vda", "golden.qcow2", "internal snapshots (1)", "--chain keep"],
+        ),
+        (
+            B::Uncarried,
+            |_, s| {
+                flatten(s);
+                image(s, 0).head[79] = 1;
+            },
+            &["vda", "web01", "not closed (dirty)", "--chain keep"],
+        ),
+        (B::DiskMissing, |_, s| flatten(s).image = SourceImage::Missing, &["vda", "golden.qcow2"]),
         (
             B::SameVm,
             |_, s| {
@@ -153,7 +187,7 @@ fn each_thing_in_the_way_is_named() {
         (B::NotWritable, |_, s| images(s).filesystem.writable = false, &[IMAGES, "root cannot write", "lsattr"]),
         (
             B::DiskTables,
-            |_, s| drop(s.source.checks.insert(0, ImageCheck::Broken("2 errors were\nfound on the image.".into()))),
+            |_, s| checked(s, 0, ImageCheck::Broken("2 errors were\nfound on the image.".into())),
             &["kvm1", "vda", "disk.img", "(2 errors were found on the image).", "qemu-img check -r all"],
         ),
         (B::Cpu, |_, s| s.destination.cpu_lacks = Some("no avx512f".into()), &["kvm2", "no avx512f", "virsh edit"]),
@@ -282,12 +316,12 @@ fn each_thing_to_be_known_is_a_warning_and_hinders_nothing() {
         ),
         (
             W::DiskTables,
-            |_, s| drop(s.source.checks.insert(0, ImageCheck::Leaks("7 leaked clusters.".into()))),
+            |_, s| checked(s, 0, ImageCheck::Leaks("7 leaked clusters.".into())),
             &["kvm1", "vda", "lost", "(7 leaked clusters)"],
         ),
         (
             W::DiskTables,
-            |_, s| drop(s.source.checks.insert(0, ImageCheck::Unchecked("did not end within 20 s".into()))),
+            |_, s| checked(s, 0, ImageCheck::Unchecked("did not end within 20 s".into())),
             &["could not be checked", "20 s"],
         ),
         (W::Clock, |_, s| s.destination.host.clock_ahead_ms = 6_000, &["kvm2", "6s ahead of"]),
@@ -474,7 +508,8 @@ fn libvirts_own_refusal_is_passed_on() {
 #[test]
 fn what_is_well_is_not_told() {
     let report = report_of(|_, survey| {
-        survey.source.checks.extend([(0, ImageCheck::Whole), (1, ImageCheck::NoTool)]);
+        checked(survey, 0, ImageCheck::Whole);
+        checked(survey, 1, ImageCheck::NoTool);
         survey.source.host.clock_ahead_ms = -4_900;
         (survey.source.swtpm, survey.destination.swtpm) = (Some("0.7.1".into()), Some("0.7.1".into()));
     });

@@ -4,7 +4,7 @@ use journal_format::{ImageFormat, ImageRoleV1};
 
 use super::{BlockerKind, Report, WarningKind};
 use crate::domain::qcow2::Header;
-use crate::domain::{Carriage, uncarried, uncarried_image};
+use crate::domain::{Carriage, uncarried, uncarried_image, unflattened_image};
 use crate::shell::shell_word;
 use crate::survey::{Below, ImageFacts, NamedAs, SourceFile, SourceImage, Survey};
 use crate::world::{DomainState, FileKind, ImageCheck};
@@ -19,11 +19,12 @@ pub(super) fn check(report: &mut Report, survey: &Survey) {
         }
     }
     for file in &survey.source.files {
-        check_file(report, survey, file);
-    }
-    for (at, check) in &survey.source.checks {
-        if let Some(file) = survey.source.files.get(*at) {
-            check_tables(report, survey, file, check);
+        for layer in file.layers() {
+            check_file(report, survey, layer, !file.flattened.is_empty());
+            let checked = layer.image().and_then(|image| survey.source.checks.get(&image.path));
+            if let Some(check) = checked {
+                check_tables(report, survey, layer, check);
+            }
         }
     }
 }
@@ -67,7 +68,7 @@ fn take(report: &mut Report, survey: &Survey, carriage: Carriage) {
     }
 }
 
-fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile) {
+fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile, flattened: bool) {
     let host = survey.source.name.as_str();
     let (what, path) = (file.what(), &file.path);
     if let Below::Refused(why) = &file.below {
@@ -104,7 +105,9 @@ fn check_file(report: &mut Report, survey: &Survey, file: &SourceFile) {
                 "Correct the disk's type in the definition.",
             );
         }
-        SourceImage::Readable(image) if file.format == ImageFormat::Qcow2 => check_header(report, survey, file, image),
+        SourceImage::Readable(image) if file.format == ImageFormat::Qcow2 => {
+            check_header(report, survey, (file, image), flattened);
+        }
         SourceImage::Readable(_) => {}
     }
 }
@@ -117,10 +120,13 @@ fn is_as_named(named_as: NamedAs, kind: FileKind) -> bool {
     }
 }
 
-fn check_header(report: &mut Report, survey: &Survey, file: &SourceFile, image: &ImageFacts) {
+fn check_header(report: &mut Report, survey: &Survey, (file, image): (&SourceFile, &ImageFacts), flattened: bool) {
     match Header::read(&image.head) {
         Ok(header) => {
             take(report, survey, uncarried_image(&file.what(), &header));
+            if flattened {
+                take(report, survey, unflattened_image(&place_of(file), &header));
+            }
             let followed = matches!(file.role, ImageRoleV1::Disk { .. } | ImageRoleV1::Layer { .. });
             if let Some(below) = header.backing_file.filter(|_| !followed) {
                 let host = survey.source.name.as_str();
@@ -146,6 +152,11 @@ fn check_header(report: &mut Report, survey: &Survey, file: &SourceFile, image: 
             );
         }
     }
+}
+
+/// What it is and where: a chain has several of them.
+fn place_of(file: &SourceFile) -> String {
+    format!("{} ({})", file.what(), file.path)
 }
 
 /// What `qemu-img check` said. Where it is not there, nobody can say anything.
@@ -185,12 +196,9 @@ fn one_line(words: &str) -> String {
 /// Bytes that the clone's image may come to take, before any margin.
 pub(super) fn bytes_to_allocate(file: &SourceFile, image: &ImageFacts, preallocate: bool) -> u64 {
     if !preallocate {
-        // What the source allocated beyond the end of its image is not copied.
-        return image.stat.allocated.min(image.stat.size);
+        // Of a chain that cannot be read: that is a blocker of its own.
+        return file.allocated_bytes().unwrap_or(0);
     }
-    let virtual_size = match file.format {
-        ImageFormat::Raw => 0,
-        ImageFormat::Qcow2 => Header::read(&image.head).map_or(0, |header| header.virtual_size_bytes),
-    };
-    virtual_size.max(image.stat.size)
+    let guest_bytes = file.guest_bytes().unwrap_or(0);
+    if file.flattened.is_empty() { guest_bytes.max(image.stat.size) } else { guest_bytes }
 }

@@ -68,6 +68,7 @@ pub fn plan() -> PlanV1 {
             owner: (0, 0),
             backing: None,
             source_kind: SourceKindV1::File,
+            flattened: Vec::new(),
         }],
         replaced: None,
         pools: Vec::new(),

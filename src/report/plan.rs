@@ -89,6 +89,8 @@ pub struct PlannedDisk {
     pub format: &'static str,
     /// The image on the source.
     pub source_path: String,
+    /// The images below it that are read through it, from the top down.
+    pub flattened: Vec<String>,
     /// The image's final name.
     pub final_path: String,
     /// Bytes of the image file, holes included.
@@ -131,11 +133,12 @@ impl PlanView {
                 .iter()
                 .map(|disk| PlannedDisk {
                     target: disk.role.to_string(),
-                    format: match disk.format {
+                    format: match disk.clone_format() {
                         ImageFormat::Raw => "raw",
                         ImageFormat::Qcow2 => "qcow2",
                     },
                     source_path: disk.source_path.clone(),
+                    flattened: disk.flattened.iter().map(|layer| layer.source_path.clone()).collect(),
                     final_path: disk.final_path.clone(),
                     size_bytes: disk.source_stamp.size,
                     allocated_bytes: disk.allocated_bytes,

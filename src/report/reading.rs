@@ -221,11 +221,12 @@ impl Reading<'_> {
                 ImageRoleV1::Nvram => "nvram",
                 ImageRoleV1::Tpm => "tpm",
             },
-            format: match disk.format {
+            format: match disk.clone_format() {
                 ImageFormat::Raw => "raw",
                 ImageFormat::Qcow2 => "qcow2",
             },
             source_path: disk.source_path.clone(),
+            flattened: disk.flattened.iter().map(|layer| layer.source_path.clone()).collect(),
             final_path: disk.final_path.clone(),
             size_bytes: disk.source_stamp.size,
             allocated_bytes: disk.allocated_bytes,
@@ -341,6 +342,10 @@ fn resource_of(
             metadata.insert("staging_path", image.staging_path.clone().into());
             metadata.insert("final_path", image.final_path.clone().into());
             metadata.insert("source_path", image.source_path.clone().into());
+            if !image.flattened.is_empty() {
+                let layers: Vec<_> = image.flattened.iter().map(|layer| layer.source_path.clone()).collect();
+                metadata.insert("flattened", layers.into());
+            }
             metadata.insert("size_bytes", image.source_stamp.size.into());
             ("disk", image.final_path.clone())
         }

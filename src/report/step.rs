@@ -70,7 +70,13 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
             format!("create {} ({})", image.role, bytes(image.source_stamp.size))
         }),
         StepV1::TransferImage { image } => about_image(plan, image, "transfer_image", |image| {
-            format!("transfer {}: {} ({} allocated)", image.role, image.source_path, bytes(image.allocated_bytes))
+            let layers = match image.flattened.len() {
+                0 => String::new(),
+                1 => " and the image below it, flattened".to_owned(),
+                more => format!(" and the {more} images below it, flattened"),
+            };
+            let allocated = bytes(image.allocated_bytes);
+            format!("transfer {}: {}{layers} ({allocated} allocated)", image.role, image.source_path)
         }),
         StepV1::VerifyImage { image } => {
             about_image(plan, image, "verify_image", |image| format!("verify {}: read back from the disk", image.role))

@@ -180,6 +180,8 @@ pub struct DiskView {
     pub format: &'static str,
     /// The image on the source.
     pub source_path: String,
+    /// The images below it that are read through it, from the top down.
+    pub flattened: Vec<String>,
     /// The image's final name on the destination.
     pub final_path: String,
     /// Bytes of the image file, holes included.

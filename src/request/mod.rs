@@ -1,6 +1,7 @@
 //! What the user asked for, as validated types. Nothing here contacts a host: what is wrong with the words themselves
 //! is said before (exit 2), what is wrong with the world is `preflight`'s to say.
 
+mod chain;
 mod disk_map;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use journal_format::{DomainUuid, DropKindV1, StopModeV1};
 use crate::domain::{DomainName, NameError};
 use crate::host::Address;
 
+pub use self::chain::Chain;
 pub use self::disk_map::{DiskMapping, DiskPlace};
 
 /// Bytes of a chunk when nothing else is asked for.
@@ -71,6 +73,8 @@ pub struct Request {
     pub disk_map: Vec<DiskMapping>,
     /// What is left behind where it cannot be carried; in the order of the kinds, each once.
     pub dropped: Vec<DropKindV1>,
+    /// What becomes of the images that a disk stands on.
+    pub chain: Chain,
 }
 
 impl Request {
@@ -98,6 +102,7 @@ impl Request {
             key_file: None,
             disk_map: Vec::new(),
             dropped: Vec::new(),
+            chain: Chain::Keep,
         }
     }
 
@@ -432,6 +437,12 @@ pub enum RequestError {
     NetworkMappedTwice {
         /// The network's name on the source.
         name: String,
+    },
+    /// Not a way to deal with a chain.
+    #[error("--chain {text:?}: expected keep or flatten")]
+    Chain {
+        /// As given.
+        text: String,
     },
     /// Neither `copy` nor `fresh`.
     #[error("TPM state {text:?}: expected copy or fresh")]

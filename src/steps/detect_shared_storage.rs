@@ -3,6 +3,7 @@
 use journal_format::OutcomeV1;
 
 use super::create_staging::nonce_path;
+use super::source::paths_read;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -27,10 +28,10 @@ impl Step for DetectSharedStorage {
         let mut shared = Vec::new();
         for (index, dir) in (0u32..).zip(&context.plan.directories) {
             // Mounted elsewhere over there, the same directory has another path: look beside each source image too.
-            let beside = context.plan.images.iter().filter_map(|image| {
+            let beside = context.plan.images.iter().flat_map(paths_read).filter_map(|path| {
                 let nonce = nonce_path(dir);
                 let name = nonce.strip_prefix(&dir.path)?.to_owned();
-                Some(format!("{}{name}", super::host_record::parent_of(&image.source_path)))
+                Some(format!("{}{name}", super::host_record::parent_of(path)))
             });
             for path in std::iter::once(nonce_path(dir)).chain(beside) {
                 if source.read(&path, 64)?.is_some_and(|nonce| nonce == dir.nonce) {

@@ -25,6 +25,7 @@ mod rename_clone;
 mod reserve_record;
 mod retire_old_vm;
 mod set_autostart;
+mod source;
 mod start_domain;
 mod stop_old_vm;
 mod transfer_image;
@@ -39,7 +40,8 @@ pub use self::define_snapshot::snapshot_directory;
 pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
-pub use self::transfer_image::{device_differs, source_not_there, stamp_of};
+pub use self::source::{look_at_source, paths_read, source_not_there, stamp_of, stamp_of_chain};
+pub use self::transfer_image::device_differs;
 use crate::failure::Failure;
 
 /// What a probe says of a step's effect. A host that does not answer is an error, not an answer.

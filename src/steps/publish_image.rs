@@ -4,7 +4,8 @@
 use journal_format::{OutcomeV1, ReopenCauseV1, SourceKindV1, StepV1};
 
 use super::host_record::parent_of;
-use super::transfer_image::{device_differs, known_stamp, source_stamp};
+use super::source::{known_stamp, look_at_source};
+use super::transfer_image::device_differs;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -149,6 +150,6 @@ impl PublishImage {
 /// Was a file of the source written to since its ledger began? Its ctime alone says no: a refused start moves it.
 fn file_differs(context: &Context, image: u32) -> Result<bool, Failure> {
     let known = known_stamp(context, image)?;
-    let seen = source_stamp(context, image)?;
+    let (_, seen) = look_at_source(context, image)?;
     Ok((seen.size, seen.mtime_ns) != (known.size, known.mtime_ns))
 }

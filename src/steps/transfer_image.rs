@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{ChunkState, ChunkValue, EventV1, OutcomeV1, SourceKindV1, SourceStampV1, StepV1};
 
+use super::source::{below, known_stamp, look_at_source};
 use super::{Applied, Context, Probe, Step};
 use crate::domain::qcow2::{HEADER_READ_BYTES, renamed_backing};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::transfer::{self, CompareSink, LedgerSink, manifest};
-use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, Host, Patch, ZeroChunks};
+use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, Patch, ZeroChunks};
 
 pub(super) struct TransferImage {
     pub(super) image: u32,
@@ -59,6 +60,7 @@ impl Step for TransferImage {
             geometry,
             wanted,
             patches: patches.clone(),
+            below: below(image),
             // What was sent before, and is not in the ledger, may lie under what is zero now.
             zero_chunks: if source.is_some_and(|source| source.changed) || reopened {
                 ZeroChunks::Punch
@@ -128,7 +130,7 @@ impl TransferImage {
     /// Where the source's image is no longer what the ledger belongs to, takes out of the ledger what differs.
     fn follow_source(&self, context: &mut Context) -> Result<(), Failure> {
         let known = known_stamp(context, self.image)?;
-        let seen = source_stamp(context, self.image)?;
+        let (_, seen) = look_at_source(context, self.image)?;
         let mut ledger = context.recorder.chunks(self.image)?;
         if seen == known {
             return match context.image(self.image)?.source_kind {
@@ -187,7 +189,8 @@ impl TransferImage {
         let wanted = transfer::ranges_of(touched.collect::<BTreeSet<_>>());
         if !wanted.is_empty() {
             let path = context.image(self.image)?.source_path.clone();
-            let job = HashJob { path, inode: None, geometry, wanted, patches: Vec::new(), reread: false };
+            let (patches, below) = (Vec::new(), Vec::new());
+            let job = HashJob { path, inode: None, geometry, wanted, patches, below, reread: false };
             context.source()?.hash_chunks(&job, &mut transfer::GatherSink(&mut ledger))?;
         }
         Ok(manifest::root(geometry, &ledger))
@@ -216,15 +219,17 @@ impl TransferImage {
         origin: Origin,
     ) -> Result<BTreeSet<u64>, Failure> {
         let image = context.image(self.image)?;
-        let (host, path, patches) = match origin {
-            Origin::Source => (context.source()?, image.source_path.clone(), patches(context, self.image)?),
-            Origin::Destination => (context.destination.clone(), image.staging_path.clone(), Vec::new()),
+        let (host, path, patches, below) = match origin {
+            Origin::Source => {
+                (context.source()?, image.source_path.clone(), patches(context, self.image)?, below(image))
+            }
+            Origin::Destination => (context.destination.clone(), image.staging_path.clone(), Vec::new(), Vec::new()),
         };
         let step = context.place_of(StepV1::TransferImage { image: self.image })?;
         let wanted = transfer::ranges_of(ledger.keys().copied());
         let bytes = transfer::bytes_of(geometry, &wanted);
         let reread = origin == Origin::Destination || image.source_kind == SourceKindV1::Device;
-        let job = HashJob { path, inode: None, geometry, wanted, patches, reread };
+        let job = HashJob { path, inode: None, geometry, wanted, patches, below, reread };
         let mut sink = CompareSink::new(&mut context.recorder, step, ledger, geometry, bytes);
         host.hash_chunks(&job, &mut sink)?;
         Ok(sink.differing)
@@ -249,36 +254,6 @@ fn patches(context: &Context, image: u32) -> Result<Vec<Patch>, Failure> {
         Failure::turn_back(what, "look at it with `qemu-img check`, then clone again")
     })?;
     Ok(renamed.into_iter().map(|(offset, bytes)| Patch { offset, bytes }).collect())
-}
-
-/// An image of the source that is not there: after a reboot its filesystem may only not be mounted yet.
-pub fn source_not_there(source: &dyn Host, path: &str) -> Failure {
-    Failure::suspend(
-        format!("{path} on {} is not there", source.name()),
-        "mount its filesystem or bring the image back, then resume; if it is gone for good, roll back",
-    )
-}
-
-/// The source's image as its ledger knows it.
-pub(super) fn known_stamp(context: &Context, image: u32) -> Result<SourceStampV1, Failure> {
-    let source = context.recorder.history().sources.get(image as usize);
-    source.map(|source| source.stamp).ok_or_else(|| Failure::stop(None, "a plan with this image", "none"))
-}
-
-/// The source's image as it is now.
-pub(super) fn source_stamp(context: &Context, image: u32) -> Result<SourceStampV1, Failure> {
-    let source = context.source()?;
-    let path = &context.image(image)?.source_path;
-    let stat = source.stat(path)?.ok_or_else(|| source_not_there(source.as_ref(), path))?;
-    Ok(stamp_of(context.image(image)?.source_kind, &stat))
-}
-
-/// What tells whether an image of the source changed. The times of a device's node say nothing of its bytes.
-pub fn stamp_of(kind: SourceKindV1, stat: &FileStat) -> SourceStampV1 {
-    match kind {
-        SourceKindV1::File => SourceStampV1 { size: stat.size, mtime_ns: stat.mtime_ns, ctime_ns: stat.ctime_ns },
-        SourceKindV1::Device => SourceStampV1 { size: stat.size, mtime_ns: 0, ctime_ns: 0 },
-    }
 }
 
 /// Does a device of the source hold other bytes than those that were sent? Reads it whole, from the disk. Its size is the

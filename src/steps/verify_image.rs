@@ -61,6 +61,7 @@ impl Step for VerifyImage {
             geometry,
             wanted: transfer::missing(geometry, &read_back),
             patches: Vec::new(),
+            below: Vec::new(),
             reread: true,
         };
         let mut sink = CompareSink::new(&mut context.recorder, step, &ledger, geometry, geometry.image_bytes);

@@ -5,7 +5,7 @@ use journal_format::{ImageFormat, ImageRoleV1};
 
 use super::accounts::Accounts;
 use super::source::look_at_file;
-use super::{Below, NamedAs, SourceFile, SourceImage};
+use super::{Below, FlattenedLayer, NamedAs, SourceFile, SourceImage};
 use crate::domain::ChainLayer;
 use crate::domain::qcow2::Header;
 use crate::steps::host_record::parent_of;
@@ -66,8 +66,46 @@ pub(super) fn follow(
         }
         at = next;
     }
-    files[at].below = Below::Refused(format!("the chain has more than {CHAIN_IMAGES_MAX} images"));
+    files[at].below = too_many();
     Ok(())
+}
+
+/// The files as they are where chains are flattened: what lies below a disk is read through it, and is no file of its own.
+pub(super) fn flattened(files: &[SourceFile]) -> Vec<SourceFile> {
+    let tops = files.iter().filter(|file| !matches!(file.role, ImageRoleV1::Layer { .. }));
+    tops.map(|top| SourceFile { below: refused(&top.below), flattened: layers_of(files, top), ..top.clone() }).collect()
+}
+
+/// What a disk stands on, from the top down. A base of two disks is there for each.
+fn layers_of(files: &[SourceFile], top: &SourceFile) -> Vec<FlattenedLayer> {
+    let ImageRoleV1::Disk { target } = &top.role else { return Vec::new() };
+    let mut layers = Vec::new();
+    let mut below = &top.below;
+    // With the top, as many as are followed.
+    for depth in 1..CHAIN_IMAGES_MAX {
+        let Below::Image { reference, file } = below else { return layers };
+        let Some(file) = files.get(*file) else { return layers };
+        below = &file.below;
+        let role = ImageRoleV1::Layer { target: target.clone(), depth };
+        let file = SourceFile { role, below: refused(below), ..file.clone() };
+        layers.push(FlattenedLayer { reference: reference.clone(), file });
+    }
+    // Too deep, or it bites its own tail.
+    if let (Below::Image { .. }, Some(last)) = (below, layers.last_mut()) {
+        last.file.below = too_many();
+    }
+    layers
+}
+
+fn too_many() -> Below {
+    Below::Refused(format!("the chain has more than {CHAIN_IMAGES_MAX} images"))
+}
+
+fn refused(below: &Below) -> Below {
+    match below {
+        Below::Nothing | Below::Image { .. } => Below::Nothing,
+        Below::Refused(why) => Below::Refused(why.clone()),
+    }
 }
 
 struct Reference {

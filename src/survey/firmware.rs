@@ -7,7 +7,7 @@ use journal_format::ChunkValue;
 
 use crate::domain::documents;
 use crate::transfer::{GatherSink, manifest};
-use crate::world::{ChunkGeometry, Fault, HashJob, Host};
+use crate::world::{ChunkGeometry, Fault, HashJob, Host, Layer};
 
 /// More than any firmware has.
 const CODE_BYTES_MAX: u64 = 64 << 20;
@@ -32,15 +32,16 @@ pub(super) fn look(host: &dyn Host, command: &str) -> Result<Option<FirmwareFact
     let (Some(real), Some(stat)) = (real, stat) else {
         return Ok(Some(FirmwareFacts { path, bytes: None, root: None }));
     };
-    let root = if stat.size <= CODE_BYTES_MAX { Some(root_of(host, &real, stat.size)?) } else { None };
+    let root = if stat.size <= CODE_BYTES_MAX { Some(root_of(host, &real, Vec::new(), stat.size)?) } else { None };
     Ok(Some(FirmwareFacts { path, bytes: Some(stat.size), root }))
 }
 
 /// Plain BLAKE3 of a file of that many bytes.
-pub(super) fn root_of(host: &dyn Host, path: &str, bytes: u64) -> Result<ChunkValue, Fault> {
+pub(super) fn root_of(host: &dyn Host, path: &str, below: Vec<Layer>, bytes: u64) -> Result<ChunkValue, Fault> {
     let geometry = ChunkGeometry { image_bytes: bytes, chunk_bytes: CHUNK_BYTES };
     let wanted = std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect();
-    let job = HashJob { path: path.to_owned(), inode: None, geometry, wanted, patches: Vec::new(), reread: false };
+    let (path, patches) = (path.to_owned(), Vec::new());
+    let job = HashJob { path, inode: None, geometry, wanted, patches, below, reread: false };
     // At most `CODE_BYTES_MAX / CHUNK_BYTES` of them.
     let mut values = BTreeMap::new();
     host.hash_chunks(&job, &mut GatherSink(&mut values))?;

@@ -17,13 +17,15 @@ pub use self::firmware::FirmwareFacts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::owner::OwnerV1;
-use journal_format::{ImageFormat, ImageRoleV1};
+use journal_format::{ImageFormat, ImageRoleV1, SourceKindV1, SourceStampV1};
 
+use crate::domain::qcow2::Header;
 use crate::domain::{Definition, DomainError, DomainName, NameError, SnapshotDefinition, Uncarried};
 use crate::request::{Request, VmSelector};
+use crate::steps;
 use crate::world::{
-    DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck, NetworkFacts,
-    PoolFacts, SnapshotFacts,
+    DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck,
+    Layer, NetworkFacts, PoolFacts, SnapshotFacts,
 };
 
 /// VMs that a message names, at most.
@@ -66,8 +68,8 @@ pub struct SourceSurvey {
     pub firmware: Option<FirmwareFacts>,
     /// The version of swtpm, for a VM with an emulated TPM.
     pub swtpm: Option<String>,
-    /// What `qemu-img check` says of the qcow2 images of a VM that is off, by their place in `files`.
-    pub checks: BTreeMap<usize, ImageCheck>,
+    /// What `qemu-img check` says of the qcow2 images of a VM that is off, by their real paths.
+    pub checks: BTreeMap<String, ImageCheck>,
     /// The directories of its TPM's state, outermost first; none without such a state.
     pub tpm_directories: Vec<DirectoryAttributes>,
     /// All domains of the host, the VM among them.
@@ -127,6 +129,17 @@ pub struct SourceFile {
     pub below: Below,
     /// What may be at that path, by the definition.
     pub named_as: NamedAs,
+    /// The images below it that are to be read through it, from the top down. Where there are any, nothing else is `below`.
+    pub flattened: Vec<FlattenedLayer>,
+}
+
+/// An image below another one that is read through it.
+#[derive(Debug, Clone)]
+pub struct FlattenedLayer {
+    /// The reference in the header of the image above it, as written.
+    pub reference: String,
+    /// The image.
+    pub file: SourceFile,
 }
 
 /// What a definition says of the kind of thing that keeps an image.
@@ -217,6 +230,62 @@ impl SourceFile {
             ImageRoleV1::Nvram => "UEFI variables".to_owned(),
             ImageRoleV1::Tpm => "TPM state".to_owned(),
         }
+    }
+
+    /// Itself, and what is read through it.
+    pub fn layers(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.flattened.iter().map(|layer| &layer.file))
+    }
+
+    /// Format of the clone's image.
+    pub fn clone_format(&self) -> ImageFormat {
+        if self.flattened.is_empty() { self.format } else { ImageFormat::Raw }
+    }
+
+    /// What the image looks like that is to be copied: itself, or what its guest sees of the whole chain. `None`: not all of it
+    /// can be read.
+    pub fn stamp(&self) -> Option<SourceStampV1> {
+        let kind = self.source_kind();
+        let stats = self.layers().map(|layer| Some(layer.image()?.stat)).collect::<Option<Vec<_>>>()?;
+        match &stats[..] {
+            [alone] => Some(steps::stamp_of(kind, alone)),
+            _ => Some(steps::stamp_of_chain(kind, self.guest_bytes()?, &stats)),
+        }
+    }
+
+    /// What keeps it.
+    pub fn source_kind(&self) -> SourceKindV1 {
+        match self.image() {
+            Some(image) if image.stat.kind == FileKind::BlockDevice => SourceKindV1::Device,
+            _ => SourceKindV1::File,
+        }
+    }
+
+    /// The images that are read through it.
+    pub fn below_it(&self) -> Vec<Layer> {
+        let layers = self.flattened.iter();
+        layers
+            .filter_map(|layer| Some(Layer { path: layer.file.image()?.path.clone(), format: layer.file.format }))
+            .collect()
+    }
+
+    /// Bytes that its guest sees. `None`: it cannot be said.
+    pub fn guest_bytes(&self) -> Option<u64> {
+        let image = self.image()?;
+        match self.format {
+            ImageFormat::Raw => Some(image.stat.size),
+            ImageFormat::Qcow2 => Header::read(&image.head).ok().map(|header| header.virtual_size_bytes),
+        }
+    }
+
+    /// Bytes that are allocated for it, and may come to be for the clone's image: of a chain, those of all its layers, and no
+    /// more than its guest sees. What is compressed takes more in a flattened image, how much only reading it would say.
+    /// `None`: not all of it can be read.
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        let bytes = if self.flattened.is_empty() { self.image()?.stat.size } else { self.guest_bytes()? };
+        let allocated = |all: u64, layer: &Self| Some(all.saturating_add(layer.image()?.stat.allocated));
+        // Blocks beyond the end of the image are not moved.
+        self.layers().try_fold(0, allocated).map(|allocated| allocated.min(bytes))
     }
 
     /// The image, if there is one that can be read.

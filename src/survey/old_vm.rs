@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use journal_format::{FileStampV1, ImageRoleV1};
+use journal_format::{FileStampV1, ImageRoleV1, SourceKindV1};
 
 use super::accounts::Accounts;
 use super::destination::directory;
@@ -176,8 +176,7 @@ fn changed(
     for file in &source.files {
         let role = file.role.to_string();
         let Some(marked) = mark.disks.iter().find(|disk| disk.target == role) else { continue };
-        let image = file.image().map(|image| image.path.clone());
-        if !is_still(source_host, image, marked, marked.source.image)? {
+        if !source_is_still(source_host, file, marked)? {
             return Ok(Some(format!("{} of the source was written to since", file.what())));
         }
         let path = path_in_clone(definition, images, file).map_or(Ok(None), |path| host.resolve(&path))?;
@@ -208,6 +207,21 @@ fn path_in_clone(definition: &Definition, images: &[SourceFile], file: &SourceFi
     }
 }
 
+/// Is a file of the source what it was, all layers of one that is flattened?
+fn source_is_still(host: &dyn Host, file: &SourceFile, marked: &DiskMark) -> Result<bool, Fault> {
+    let path = file.image().map(|image| image.path.clone());
+    if file.flattened.is_empty() {
+        return is_still(host, path, marked, marked.source.image);
+    }
+    let (Some(path), Some(stamp)) = (path, file.stamp()) else { return Ok(false) };
+    let was = marked.source.image;
+    if stamp.size != was.size {
+        return Ok(false);
+    }
+    let is_untouched = file.source_kind() == SourceKindV1::File && stamp.mtime_ns == was.mtime_ns;
+    Ok(is_untouched || root_of(host, &path, file.below_it(), stamp.size)? == marked.source.root)
+}
+
 /// Is a file what it was: by size and time, or else byte for byte?
 fn is_still(host: &dyn Host, path: Option<String>, marked: &DiskMark, was: ImageMark) -> Result<bool, Fault> {
     let Some(path) = path else { return Ok(false) };
@@ -217,5 +231,5 @@ fn is_still(host: &dyn Host, path: Option<String>, marked: &DiskMark, was: Image
     }
     // The time of a device's node says nothing of its bytes.
     let is_untouched = stat.kind == FileKind::File && stat.mtime_ns == was.mtime_ns;
-    Ok(is_untouched || root_of(host, &path, stat.size)? == marked.source.root)
+    Ok(is_untouched || root_of(host, &path, Vec::new(), stat.size)? == marked.source.root)
 }

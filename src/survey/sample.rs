@@ -103,6 +103,7 @@ pub(crate) fn disk(index: usize, target: &str, format: ImageFormat, path: &str, 
         image: SourceImage::Readable(image),
         below: Below::Nothing,
         named_as: NamedAs::File,
+        flattened: Vec::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The source's half of the survey.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::Accounts;
 use super::destination::swtpm;
@@ -11,7 +11,7 @@ use journal_format::{ImageFormat, ImageRoleV1};
 
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
 use crate::domain::{Definition, Disk, DiskSource, Variables, leave_behind, places};
-use crate::request::{Request, TpmState, VmSelector};
+use crate::request::{Chain, Request, TpmState, VmSelector};
 use crate::world::{DomainFacts, DomainState, Fault, FaultKind, FileKind, Host, ImageCheck};
 
 pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey, SurveyError> {
@@ -21,6 +21,9 @@ pub(super) fn survey(host: &dyn Host, request: &Request) -> Result<SourceSurvey,
         read.map_err(|source| SurveyError::Definition { host: host.name(), vm: vm.brief.name.clone(), source })?;
     let accounts = Accounts::read(host)?;
     let mut files = disk_images(host, &accounts, &definition)?;
+    if request.chain == Chain::Flatten {
+        files = chain::flattened(&files);
+    }
     for disk in definition.media().filter(|_| request.copy_media) {
         let Some(path) = disk.medium() else { continue };
         let named_as = if matches!(disk.source, DiskSource::Device(_)) { NamedAs::Device } else { NamedAs::File };
@@ -88,7 +91,7 @@ pub(super) fn disk_images(
             }
             Place::Unknown(path, image) => {
                 let (index, below, named_as) = (Some(disk.index), Below::Nothing, NamedAs::Volume);
-                SourceFile { role, index, format, path, image, below, named_as }
+                SourceFile { role, index, format, path, image, below, named_as, flattened: Vec::new() }
             }
         });
     }
@@ -128,16 +131,17 @@ pub(super) fn place_of(host: &dyn Host, disk: &Disk) -> Result<Place, Fault> {
 }
 
 /// Whether the tables of the qcow2 images are whole. Of one that a guest writes to nobody could say.
-fn checks(host: &dyn Host, files: &[SourceFile]) -> Result<BTreeMap<usize, ImageCheck>, Fault> {
+fn checks(host: &dyn Host, files: &[SourceFile]) -> Result<BTreeMap<String, ImageCheck>, Fault> {
+    let layers = || files.iter().flat_map(SourceFile::layers);
     // The tool opens what lies below as well: nothing that has just been refused.
-    if files.iter().any(|file| matches!(file.below, Below::Refused(_))) {
+    if layers().any(|file| matches!(file.below, Below::Refused(_))) {
         return Ok(BTreeMap::new());
     }
-    let images = files.iter().enumerate().filter(|(_, file)| file.format == ImageFormat::Qcow2);
-    images
-        .filter_map(|(at, file)| Some((at, file.image().filter(|image| Header::read(&image.head).is_ok())?)))
-        .map(|(at, image)| Ok((at, host.check_qcow2(&image.path)?)))
-        .collect()
+    let images = layers().filter(|file| file.format == ImageFormat::Qcow2).filter_map(SourceFile::image);
+    // A base of two disks is looked at once.
+    let paths: BTreeSet<_> =
+        images.filter(|image| Header::read(&image.head).is_ok()).map(|image| &image.path).collect();
+    paths.into_iter().map(|path| Ok((path.clone(), host.check_qcow2(path)?))).collect()
 }
 
 fn directory_attributes(host: &dyn Host, accounts: &Accounts, path: &str) -> Result<DirectoryAttributes, Fault> {
@@ -185,7 +189,8 @@ pub(super) fn look_at_file(
             _ => SourceImage::Unreadable(fault.detail),
         },
     };
-    Ok(SourceFile { role, index, format, path: path.to_owned(), image, below: Below::Nothing, named_as })
+    let (path, below, flattened) = (path.to_owned(), Below::Nothing, Vec::new());
+    Ok(SourceFile { role, index, format, path, image, below, named_as, flattened })
 }
 
 /// What is behind a path; `None` when nothing is.

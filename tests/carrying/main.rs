@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod counting;
+mod flattened;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod labels;

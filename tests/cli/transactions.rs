@@ -165,6 +165,7 @@ fn plan(txn: TxnId) -> PlanV1 {
             owner: (0, 0),
             backing: None,
             source_kind: SourceKindV1::File,
+            flattened: Vec::new(),
         }],
         replaced: None,
         pools: Vec::new(),

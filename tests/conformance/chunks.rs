@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use journal_format::{ChunkRecordV1, ChunkState, ChunkValue};
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, ImageFormat};
 use kvm_clone::transfer::manifest;
 use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, FileKind, HashJob, Patch, Side, SinkClosed,
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, FaultKind, FileKind, HashJob, Layer, Patch, Side, SinkClosed,
     ZeroChunks,
 };
 
@@ -15,6 +15,7 @@ use super::{Ground, Owner, assert_kind, bytes, cases, kind, other};
 cases![
     values_of_chunks_make_the_root_of_the_image,
     patches_are_hashed_and_copied,
+    a_chain_is_hashed_and_copied_as_its_guest_sees_it,
     only_wanted_chunks_are_hashed,
     hashing_needs_the_inode,
     a_copy_is_the_image_and_stays_sparse,
@@ -107,6 +108,7 @@ fn hash_job(path: &str, image_bytes: u64) -> HashJob {
         wanted: vec![0..geometry.chunk_count()],
         reread: false,
         patches: Vec::new(),
+        below: Vec::new(),
     }
 }
 
@@ -128,6 +130,82 @@ fn values_of_chunks_make_the_root_of_the_image(ground: &dyn Ground) {
             assert!(seen.chunks.values().filter(|state| zeros(state)).count() <= 1, "holes are reported as holes");
         }
     }
+}
+
+/// Bytes that a guest sees through the chain below.
+const GUEST_BYTES: u64 = 4 * CHUNK_BYTES as u64 - 512;
+
+/// A chain of three images in that directory: clusters of its own at the top, a zero cluster in the middle, and a raw image that is
+/// shorter than the others. Their paths from the top down, and what a guest sees.
+fn put_chain(ground: &dyn Ground, side: Side, directory: &str) -> (Vec<String>, Vec<u8>) {
+    let chunk = u64::from(CHUNK_BYTES);
+    let own = bytes(usize::try_from(chunk).unwrap(), 7);
+    let raw = bytes(usize::try_from(2 * chunk + 8192).unwrap(), 8);
+    // Header, both tables, and data, each in a cluster of the chunks' size.
+    let image = |entries: [u64; 4], below: &str| {
+        let mut header = vec![0; 4096];
+        let mut put = |at: usize, number: u64, bytes: usize| {
+            header[at..at + bytes].copy_from_slice(&number.to_be_bytes()[8 - bytes..]);
+        };
+        for (at, number) in [(0, 0x5146_49fb), (4, 3), (16, below.len() as u64), (20, 16), (36, 1), (100, 104)] {
+            put(at, number, 4);
+        }
+        for (at, number) in [(8, 112), (24, GUEST_BYTES), (40, chunk)] {
+            put(at, number, 8);
+        }
+        header[112..112 + below.len()].copy_from_slice(below.as_bytes());
+        let table = |entries: &[u64]| {
+            let mut table: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            table.resize(4096, 0);
+            table
+        };
+        vec![
+            (0, header),
+            (chunk, table(&[2 * chunk | 1 << 63])),
+            (2 * chunk, table(&entries)),
+            (3 * chunk, own.clone()),
+        ]
+    };
+    let paths = ["top", "middle", "base"].map(|name| format!("{directory}/{name}"));
+    ground.put(side, &paths[0], 4 * chunk, &image([0, 3 * chunk | 1 << 63, 0, 0], "middle"));
+    ground.put(side, &paths[1], 4 * chunk, &image([1, 1, 0, 0], "base"));
+    ground.put(side, &paths[2], raw.len() as u64, &[(0, raw.clone())]);
+    let seen = [vec![0; own.len()], own, raw[2 * usize::try_from(chunk).unwrap()..].to_vec()].concat();
+    (paths.into(), [seen.clone(), vec![0; usize::try_from(GUEST_BYTES).unwrap() - seen.len()]].concat())
+}
+
+/// The highest image that has something says what the guest sees; what none has is a hole.
+fn a_chain_is_hashed_and_copied_as_its_guest_sees_it(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let mut job = copy_job(&owner, ground, ZeroChunks::Skip);
+    let source = ground.world().connect(Side::Source).unwrap();
+    let (paths, expected) = put_chain(ground, Side::Source, &ground.scratch(Side::Source));
+    let layer = |at: usize, format| Layer { path: paths[at].clone(), format };
+    let below = vec![layer(1, ImageFormat::Qcow2), layer(2, ImageFormat::Raw)];
+    let root = ChunkValue(*blake3::hash(&expected).as_bytes());
+    for reread in [false, true] {
+        let mut seen = Seen::default();
+        let hash = HashJob { below: below.clone(), reread, ..hash_job(&paths[0], GUEST_BYTES) };
+        source.hash_chunks(&hash, &mut seen).unwrap();
+        assert_eq!(manifest::root(hash.geometry, &seen.chunks), root);
+        assert_eq!((seen.all(), seen.holes), (vec![0, 1, 2, 3], vec![0, 3]));
+    }
+    // What is below the top is another chain, and its guest sees another size.
+    let other = HashJob { below: below[1..].to_vec(), ..hash_job(&paths[1], GUEST_BYTES) };
+    source.hash_chunks(&other, &mut Seen::default()).unwrap();
+    let wrong = HashJob { below: below.clone(), ..hash_job(&paths[0], GUEST_BYTES + 512) };
+    assert_eq!(kind(source.hash_chunks(&wrong, &mut Seen::default())), FaultKind::Changed);
+    let alone = HashJob { below: vec![layer(2, ImageFormat::Qcow2)], ..hash_job(&paths[0], GUEST_BYTES) };
+    assert_eq!(kind(source.hash_chunks(&alone, &mut Seen::default())), FaultKind::Unsupported);
+
+    job = CopyJob { from: paths[0].clone(), below, geometry: hash_job("", GUEST_BYTES).geometry, ..job };
+    job.wanted = vec![0..4];
+    owner.host.set_size(&job.to, job.to_inode, GUEST_BYTES, false).unwrap();
+    let mut seen = Seen::default();
+    ground.world().copy_chunks(&job, &mut seen).unwrap();
+    assert_eq!(ground.get(Side::Destination, &job.to), Some(expected));
+    assert_eq!((seen.all(), seen.holes), (vec![0, 1, 2, 3], vec![0, 3]));
+    ground.world().disconnect(Side::Source);
 }
 
 /// Bytes that are to be other ones, over the border of two chunks and within one, are hashed and copied as such.
@@ -198,6 +276,7 @@ fn copy_job(owner: &Owner, ground: &dyn Ground, zero_chunks: ZeroChunks) -> Copy
         geometry,
         wanted: vec![0..geometry.chunk_count()],
         patches: Vec::new(),
+        below: Vec::new(),
         zero_chunks,
         read_back: false,
         bandwidth_limit_bytes_per_second: None,
@@ -334,6 +413,7 @@ fn a_device_is_read_whole(ground: &dyn Ground) {
         geometry: job.geometry,
         wanted: job.wanted,
         patches: Vec::new(),
+        below: Vec::new(),
         zero_chunks: ZeroChunks::Skip,
         read_back: false,
         bandwidth_limit_bytes_per_second: None,

@@ -89,6 +89,7 @@ fn whole_rewrite(definition: &Definition) -> Rewrite {
         emulator: Some("/usr/bin/qemu-system-x86_64".into()),
         disk_files: disk_files.collect(),
         chain_files: BTreeMap::new(),
+        flattened: BTreeSet::new(),
         emptied: BTreeSet::new(),
         // One that is named nowhere would be made, and could not be taken back.
         variables: definition

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use journal_format::ImageFormat;
 use kvm_clone::domain::{
     Change, CloneMark, Definition, DiskSource, DomainError, Identity, InterfaceSource, Rewrite, read_back, rewrite,
     same, uncarried,
@@ -201,6 +202,7 @@ fn a_rewrite_and_its_opposite_give_the_same_bytes() {
             emulator: before.emulator.clone(),
             disk_files: files.collect(),
             chain_files: BTreeMap::new(),
+            flattened: BTreeSet::new(),
             emptied: BTreeSet::new(),
             variables: before.os.variables.clone().and_then(|variables| variables.path),
             macs: macs.collect(),
@@ -268,6 +270,31 @@ fn a_device_or_a_volume_becomes_a_file_and_the_rest_of_its_disk_stays() {
         assert!(parsed.disks[0].is_own() && parsed.disks[0].image().is_none(), "{:?}", parsed.disks[0]);
         assert_eq!(rewrite(&parsed, &asked).unwrap(), text.replacen(source, expected, 1), "{odd}");
     }
+}
+
+#[test]
+fn a_flattened_disk_is_raw_and_stands_on_nothing() {
+    let text = fixture("one-basename");
+    let plain = text.find("<disk type='file'").unwrap();
+    let driver = "<driver name='qemu' type='qcow2'";
+    let at = text.find(driver).unwrap();
+    let end = at + text[at..].find('>').unwrap() + 1;
+    assert!(at > plain);
+    let layer =
+        "<backingStore type='file'><format type='raw'/><source file='/srv/a/base.img'/><backingStore/></backingStore>";
+    let mut before = text.clone();
+    before.replace_range(
+        at..end,
+        &format!(
+            "<driver name='qemu' type='qcow2' cache='none' discard_no_unref='on'>             <metadata_cache><max_size unit='KiB'>64</max_size></metadata_cache></driver>{layer}"
+        ),
+    );
+    let mut expected = text.clone();
+    expected.replace_range(at..end, "<driver name='qemu' type='raw' cache='none'></driver>");
+    let asked = Rewrite { flattened: BTreeSet::from([0]), ..Rewrite::default() };
+    let after = rewrite(&read(&before), &asked).unwrap();
+    assert_eq!(after, expected);
+    assert_eq!((read(&after).disks[0].image_format(), &read(&after).disks[0].chain), (Some(ImageFormat::Raw), &None));
 }
 
 #[test]

@@ -19,6 +19,8 @@ const LEAVING: &str = include_str!("leaving.rs");
 const REFUSALS: &str = include_str!("refusals.rs");
 const IMAGES: &str = include_str!("images.rs");
 const CARRYING: &str = include_str!("../carrying/main.rs");
+const FLATTENED: &str = include_str!("../carrying/flattened.rs");
+const FLAT: &str = include_str!("../hostile/flat.rs");
 const WHOLE: &str = include_str!("../carrying/whole.rs");
 const SNAPSHOTS: &str = include_str!("../carrying/snapshots.rs");
 const SNAPSHOTS_REFUSED: &str = include_str!("../../src/preflight/snapshots.rs");
@@ -65,6 +67,25 @@ const ROWS: &[(&str, Fate, &str, &str)] = &[
     ("an external data file", Refused, REFUSALS, "disks"),
     ("an encrypted image", Refused, IMAGES, "luks_is_refused"),
     ("a backing chain", Carried, CARRYING, "a_chain_arrives_whole_and_stands_on_its_own_layers"),
+    (
+        "a backing chain that arrives as one image",
+        Carried,
+        FLATTENED,
+        "a_flattened_chain_that_was_killed_in_the_middle_arrives_as_its_guest_saw_it_and_boots",
+    ),
+    (
+        "internal snapshots in a chain that is to arrive as one image",
+        Refused,
+        FLATTENED,
+        "a_chain_with_an_internal_snapshot_is_not_flattened_and_one_without_is_on_its_own_host_too",
+    ),
+    (
+        "a chain of images that cannot be read here and is to arrive as one",
+        Refused,
+        FLAT,
+        "what_cannot_be_flattened_is_refused_by_name",
+    ),
+    ("a flattened disk in the definition", Carried, REWRITING, "a_flattened_disk_is_raw_and_stands_on_nothing"),
     (
         "a backing chain that cannot be followed",
         Refused,

@@ -69,6 +69,7 @@ pub fn job(pair: &Pair, size: u64, inode: Inode) -> CopyJob {
         geometry,
         wanted: vec![0..geometry.chunk_count()],
         patches: Vec::new(),
+        below: Vec::new(),
         zero_chunks: ZeroChunks::Skip,
         read_back: true,
         bandwidth_limit_bytes_per_second: None,
@@ -114,6 +115,7 @@ fn copies_whole(pair: &Pair) {
             geometry: job.geometry,
             wanted: job.wanted.clone(),
             patches: Vec::new(),
+            below: Vec::new(),
             reread: true,
         };
         host.hash_chunks(&hash_job, &mut hashed).unwrap();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod flat;
 mod references;
 #[path = "../simulation/seed.rs"]
 mod seed;

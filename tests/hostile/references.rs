@@ -13,7 +13,7 @@ use kvm_clone::world::ChunkGeometry;
 use crate::seed::Seed;
 
 /// Cases a test here goes through; `KVM_CLONE_REFERENCE_CASES` for more.
-fn cases(default: u64) -> u64 {
+pub fn cases(default: u64) -> u64 {
     std::env::var("KVM_CLONE_REFERENCE_CASES").map_or(default, |text| text.parse().expect("a number of cases"))
 }
 
@@ -55,9 +55,20 @@ fn the_root_of_a_manifest_is_what_blake3_gives_for_the_image() {
     }
 }
 
-fn qemu_img(directory: &Path, arguments: &[String]) -> String {
-    let output = Command::new("qemu-img").current_dir(directory).args(arguments).output();
-    let output = output.expect("qemu-img is there: `make install` installs it");
+pub fn qemu_img(directory: &Path, arguments: &[String]) -> String {
+    run("qemu-img", directory, arguments)
+}
+
+/// Carries commands out on a qcow2 image, as its guest would.
+pub fn qemu_io(directory: &Path, image: &str, commands: &[String]) {
+    let commands = commands.iter().flat_map(|command| ["-c".to_owned(), command.clone()]);
+    let words = ["-f", "qcow2"].map(str::to_owned).into_iter().chain(commands).chain([image.to_owned()]);
+    run("qemu-io", directory, &words.collect::<Vec<_>>());
+}
+
+fn run(tool: &str, directory: &Path, arguments: &[String]) -> String {
+    let output = Command::new(tool).current_dir(directory).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{tool}: {error}; `make install` installs it"));
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -7,7 +7,7 @@ include!("../../fuzz/bodies/libvirt_xml.rs");
 include!("../../fuzz/bodies/request.rs");
 include!("../../fuzz/bodies/ssh_config.rs");
 
-fn seeds(target: &str) -> Vec<Vec<u8>> {
+pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(files.len() >= 6, "the seeds of {target} are gone");

@@ -123,6 +123,14 @@ impl Content {
         self.blocks.range(range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)).next().is_none()
     }
 
+    /// The first blocks at or behind a position that there are, up to the next hole; empty, at the end of everything: none.
+    pub fn data_from(&self, position: u64) -> Range<u64> {
+        let mut blocks = self.blocks.range(position / BLOCK_BYTES..).map(|(block, _)| *block);
+        let Some(first) = blocks.next() else { return u64::MAX..u64::MAX };
+        let behind = (first + 1..).zip(blocks).take_while(|(expected, block)| expected == block).count() as u64;
+        (first * BLOCK_BYTES).max(position)..(first + 1 + behind) * BLOCK_BYTES
+    }
+
     /// The same bytes, wherever the holes are?
     pub fn same_bytes(&self, other: &Self) -> bool {
         let zero = |data: &Block| data.iter().all(|byte| *byte == 0);

@@ -1,11 +1,17 @@
 //! Images by chunks between two simulated hosts: each chunk read, written, synced and reported is an operation of its own.
 
-use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode};
-use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Patch, Side, World,
-    ZeroChunks,
-};
+use std::convert::Infallible;
+use std::ops::Range;
 
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, ImageFormat, Inode};
+use kvm_clone::world::{
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Layer, Patch, Side,
+    World, ZeroChunks,
+};
+use kvm_clone_agent::flat::{Chain, ChainError, LayerFile};
+
+use crate::content::Content;
+use crate::filesystem::{Filesystem, Refusal};
 use crate::host::{Kind, SimHost};
 use crate::world::SimWorld;
 
@@ -31,14 +37,19 @@ fn state_of(geometry: ChunkGeometry, chunk: u64, bytes: &[u8]) -> ChunkState {
 /// Bytes of one chunk, and whether they are a hole.
 fn read_chunk(
     host: &SimHost,
-    path: &str,
+    (path, below): (&str, &[Layer]),
     inode: Option<Inode>,
     geometry: ChunkGeometry,
     chunk: u64,
     patches: &[Patch],
 ) -> Result<(Vec<u8>, bool), Fault> {
-    let (owned, patches) = (path.to_owned(), patches.to_vec());
+    let (owned, below, patches) = (path.to_owned(), below.to_vec(), patches.to_vec());
     host.look(&|| format!("read chunk {chunk} of {path}"), move |machine, agent| {
+        if !below.is_empty() {
+            let (bytes, hole) = read_chain(&machine.files, &owned, &below, geometry, chunk)?;
+            machine.agents[agent].counts.image_bytes_read += bytes.len() as u64;
+            return Ok((bytes, hole));
+        }
         let stat = machine.files.stat(&owned).ok_or((FaultKind::NotFound, "no such file".to_owned()))?;
         if inode.is_some_and(|inode| inode != stat.inode) || stat.size != geometry.image_bytes {
             return Err((FaultKind::Changed, "another file, or another size".to_owned()));
@@ -60,13 +71,62 @@ fn read_chunk(
     })
 }
 
+/// Bytes of one chunk as a guest sees it through a chain, and whether they are a hole: by the very code of the agent.
+fn read_chain(
+    files: &Filesystem,
+    top: &str,
+    below: &[Layer],
+    geometry: ChunkGeometry,
+    chunk: u64,
+) -> Result<(Vec<u8>, bool), Refusal> {
+    let top = Layer { path: top.to_owned(), format: ImageFormat::Qcow2 };
+    let open = |layer: &Layer| match files.stat(&layer.path) {
+        None => Err((FaultKind::NotFound, format!("{}: no such file", layer.path))),
+        Some(_) => files
+            .content(&layer.path)
+            .map(|content| (InMemory(content), layer.format))
+            .ok_or_else(|| (FaultKind::Unsupported, "not a file".to_owned())),
+    };
+    let layers = std::iter::once(&top).chain(below).map(open).collect::<Result<Vec<_>, _>>()?;
+    let unreadable = |error: ChainError<Infallible>| (FaultKind::Unsupported, format!("{error:?}"));
+    let chain = Chain::open(layers).map_err(unreadable)?;
+    if chain.bytes() != geometry.image_bytes {
+        return Err((FaultKind::Changed, "another size".to_owned()));
+    }
+    let start = chunk * u64::from(geometry.chunk_bytes);
+    let len = geometry.chunk_len(chunk);
+    let mut bytes = vec![0; usize::try_from(len).unwrap()];
+    chain.read(start, &mut bytes).map_err(unreadable)?;
+    let hole = chain.data_from(start).map_err(unreadable)?.start >= start + len;
+    Ok((bytes, hole))
+}
+
+struct InMemory<'a>(&'a Content);
+
+impl LayerFile for InMemory<'_> {
+    type Error = Infallible;
+
+    fn len(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, position: u64, bytes: &mut [u8]) -> Result<(), Infallible> {
+        bytes.copy_from_slice(&self.0.read(position, bytes.len() as u64));
+        Ok(())
+    }
+
+    fn data_from(&self, position: u64) -> Result<Range<u64>, Infallible> {
+        Ok(self.0.data_from(position))
+    }
+}
+
 /// Values of chunks of a file, ascending.
 pub fn hash(host: &SimHost, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {
     let operation = || format!("hash {}", job.path);
     let closed = || host.fault(&operation, FaultKind::Sink, "the caller wants no more");
     let mut batch = Vec::new();
     for chunk in job.wanted.iter().cloned().flatten() {
-        let (bytes, hole) = read_chunk(host, &job.path, job.inode, job.geometry, chunk, &job.patches)?;
+        let (bytes, hole) = read_chunk(host, (&job.path, &job.below), job.inode, job.geometry, chunk, &job.patches)?;
         if hole {
             if !batch.is_empty() {
                 sink.chunks(&std::mem::take(&mut batch)).map_err(|_| closed())?;
@@ -92,7 +152,7 @@ pub fn copy(world: &SimWorld, job: &CopyJob, sink: &mut dyn ChunkSink) -> Result
     let mut summary = CopySummary::default();
     for chunk in job.wanted.iter().cloned().flatten() {
         world.check_interrupted()?;
-        let (bytes, hole) = read_chunk(&source, &job.from, None, job.geometry, chunk, &job.patches)?;
+        let (bytes, hole) = read_chunk(&source, (&job.from, &job.below), None, job.geometry, chunk, &job.patches)?;
         let zero = bytes.iter().all(|byte| *byte == 0);
         match job.zero_chunks {
             ZeroChunks::Skip if hole => copy.report_hole(chunk)?,
@@ -180,7 +240,7 @@ impl Copy<'_> {
         let mut records = Vec::new();
         for ChunkRecordV1 { index, .. } in durable.iter().filter(|record| record.state != ChunkState::Zero) {
             let CopyJob { to, to_inode, geometry, .. } = self.job;
-            let (bytes, _) = read_chunk(self.destination, to, Some(*to_inode), *geometry, *index, &[])?;
+            let (bytes, _) = read_chunk(self.destination, (to, &[]), Some(*to_inode), *geometry, *index, &[])?;
             self.destination.world.has_read_back(to, *index);
             records.push(ChunkRecordV1 { index: *index, state: state_of(*geometry, *index, &bytes) });
         }

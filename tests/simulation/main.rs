@@ -19,6 +19,7 @@
 
 mod abandoned;
 mod broken_off;
+mod chains;
 #[path = "../conformance/mod.rs"]
 mod conformance;
 mod content;
@@ -31,6 +32,7 @@ mod devices;
 mod durability;
 mod faults;
 mod filesystem;
+mod flattened;
 mod gone;
 mod ground;
 mod histories;
@@ -71,6 +73,7 @@ use scene::Shape;
 fn an_undisturbed_clone_commits() {
     for seed in 0..20 {
         let shape = if seed == 0 { Shape::plain() } else { Shape::random(&mut seed::Seed::new(seed)) };
+        let shape = if seed % 3 == 2 { Shape { flattened: true, device: false, chain: false, ..shape } } else { shape };
         let mut history = History::new(shape, seed);
         let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
         println!("{} operations", world.operations());

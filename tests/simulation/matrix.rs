@@ -89,6 +89,7 @@ struct Cell {
 
 /// The operations of one step in a clean clone: the append of its intent, and that of its end.
 struct Span {
+    shape: Shape,
     kind: &'static str,
     intent: Option<u64>,
     effect: std::ops::Range<u64>,
@@ -113,15 +114,20 @@ impl Span {
     }
 }
 
+/// What is read of the source happens in these: they are tried with a device and a flattened chain for a disk as well.
+const READING: [&str; 3] = ["TransferImage", "VerifyImage", COMMIT];
+
 /// One disk is enough: every kind is there. A VM that runs is replaced, so that the steps of replacing are there too.
-fn shape() -> Shape {
+fn all_spans() -> Vec<Span> {
     let old = OldVm { autostart: false, ..OldVm::running() };
-    Shape { disks: 1, start: true, old: Some(old), snapshots: true, ..Shape::plain() }
+    let file = Shape { disks: 1, start: true, old: Some(old), snapshots: true, ..Shape::plain() };
+    let others = [Shape { device: true, ..file }, Shape { flattened: true, ..file }].into_iter().flat_map(spans);
+    spans(file).into_iter().chain(others.filter(|span| READING.contains(&span.kind))).collect()
 }
 
 /// Where each kind of step is in a clean clone.
-fn spans() -> Vec<Span> {
-    let mut history = History::new(shape(), SEED);
+fn spans(shape: Shape) -> Vec<Span> {
+    let mut history = History::new(shape, SEED);
     let (life, world) = history.live_traced(AttemptPurpose::Run);
     assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
     let trace = world.trace();
@@ -137,13 +143,13 @@ fn spans() -> Vec<Span> {
             let event = find(&format!("journal: Done {{ step: {place:?},"));
             let (Some(intent), Some(event)) = (intent, event) else { panic!("a clean clone has no {kind}") };
             assert!(intent + 1 < event, "{kind} has no effect");
-            Span { kind, intent: Some(intent), effect: intent + 1..event, event }
+            Span { shape, kind, intent: Some(intent), effect: intent + 1..event, event }
         })
         .collect();
     let barrier = spans.iter().find(|span| span.kind == "StopOldVm").expect("the last step").event + 1;
     let committed = find("journal: Committed").expect("a clean clone commits");
     let at = spans.iter().position(|span| span.kind == "RetireOldVm").expect("there is a clean-up");
-    spans.insert(at, Span { kind: COMMIT, intent: None, effect: barrier..committed, event: committed });
+    spans.insert(at, Span { shape, kind: COMMIT, intent: None, effect: barrier..committed, event: committed });
     spans
 }
 
@@ -157,8 +163,8 @@ fn settled_by(life: Life) -> Option<Ending> {
 }
 
 /// One history: hit once, or twice, then to the end. Returns how it ended and how many operations the second life had.
-fn live(cell: Cell, hit: (u64, Effect), second: Option<u64>) -> Result<(&'static str, u64), String> {
-    let mut history = History::new(shape(), SEED);
+fn live((shape, cell): (Shape, Cell), hit: (u64, Effect), second: Option<u64>) -> Result<(&'static str, u64), String> {
+    let mut history = History::new(shape, SEED);
     let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::at(hit.0, cell.victim.fault(), hit.1));
     assert!(world.is_spent(), "operation {} was never reached", hit.0);
     let marked = history.scene.world.with(|core| history.oracle.borrow().is_marked(core));
@@ -183,7 +189,7 @@ fn live(cell: Cell, hit: (u64, Effect), second: Option<u64>) -> Result<(&'static
         Some(Ending::RolledBack { .. }) if cell.way.rollback => Ok("as before"),
         other => Err(format!("it came to {other:?}")),
     };
-    let replay = format!("{cell:?}, {hit:?}, again at {second:?}");
+    let replay = format!("{cell:?}, {hit:?}, again at {second:?}; {shape:?}");
     verdict.and(told).map(|told| (told, operations)).map_err(|broken| history.report(&broken, &replay))
 }
 
@@ -191,13 +197,13 @@ fn live(cell: Cell, hit: (u64, Effect), second: Option<u64>) -> Result<(&'static
 fn fill(cell: Cell, span: &Span) -> Result<(BTreeSet<&'static str>, u64), String> {
     let (mut endings, mut histories) = (BTreeSet::new(), 0);
     for hit in span.hits(cell.point) {
-        let (ending, operations) = live(cell, hit, None)?;
+        let (ending, operations) = live((span.shape, cell), hit, None)?;
         endings.insert(ending);
         histories += 1;
         let again = if cell.way.again { SECOND_CRASHES.min(operations) } else { 0 };
         for place in 0..again {
             let at = operations * (2 * place + 1) / (2 * again) + hit.0 % 3;
-            endings.insert(live(cell, hit, Some(at.min(operations - 1)))?.0);
+            endings.insert(live((span.shape, cell), hit, Some(at.min(operations - 1)))?.0);
             histories += 1;
         }
     }
@@ -207,7 +213,7 @@ fn fill(cell: Cell, span: &Span) -> Result<(BTreeSet<&'static str>, u64), String
 fn page(cells: &BTreeMap<Cell, BTreeSet<&'static str>>, kinds: &[&'static str]) -> String {
     let mut page = "# The crash matrix\n\n\
         Every kind of step, hit at every point, and what is done then. Each cell is at least one history of the real engine and \
-        steps in\nthe simulated world, judged by an oracle that knows nothing of them; mid-effect, up to six operations are hit, \
+        steps in\nthe simulated world (where the source is read: one each with a file, a device and a flattened chain for a disk), judged by an oracle that knows nothing of them; mid-effect, up to six operations are hit, \
         each before and\nafter it happened, and a second crash comes at three places of the second life. `clone`: the whole clone \
         is there, byte for byte, in\nthe place of a VM that ran, and nothing else changed. `as before`: nothing of the transaction is left, and that VM runs again. `clone (committed)`: \
         the commit mark was there, so\nthe rollback was refused and the clone finished. Commit has no event before its effect.\n\n\
@@ -235,7 +241,7 @@ fn page(cells: &BTreeMap<Cell, BTreeSet<&'static str>>, kinds: &[&'static str]) 
 
 #[test]
 fn the_crash_matrix_is_the_one_that_is_published() {
-    let spans = spans();
+    let spans = all_spans();
     let mut jobs = Vec::new();
     for span in &spans {
         for (victim, _) in VICTIMS {

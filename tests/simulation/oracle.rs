@@ -19,9 +19,10 @@ use crate::content::Content;
 use crate::copy::chunk_value;
 use crate::durability::Survival;
 use crate::filesystem::{Filesystem, split};
+use crate::flattened::in_the_clone;
 use crate::libvirt::{AUTOSTART, DEFINITIONS};
 use crate::machine::{HOST_RECORDS, Machine};
-use crate::scene::{Scene, as_cloned};
+use crate::scene::Scene;
 use crate::snapshots;
 use crate::world::Core;
 
@@ -115,13 +116,11 @@ impl Oracle {
             .with(|core| [Snapshot::of(core.machine(Side::Source)), Snapshot::of(core.machine(Side::Destination))]);
         let boots = before[1].boots;
         let old_definition = before[1].domains.get(&scene.plan.request.new_name).map(|(text, _)| text.clone());
-        let versions = scene
-            .plan
-            .images
-            .iter()
-            .zip(&scene.images)
-            .map(|(planned, image)| vec![as_cloned(planned, image)])
-            .collect();
+        let versions = scene.world.with(|core| {
+            let files = &core.machine(Side::Source).files;
+            let images = scene.plan.images.iter();
+            images.map(|image| vec![in_the_clone(files, image).expect("it is there")]).collect()
+        });
         Self {
             plan: scene.plan.clone(),
             causes: BTreeSet::new(),
@@ -161,8 +160,7 @@ impl Oracle {
         self.before[usize::from(side == Side::Destination)].accept(&now, changed);
         if side == Side::Source {
             for (disk, versions) in self.plan.images.iter().zip(&mut self.versions) {
-                let content = core.machine(side).files.content(&disk.source_path);
-                if let Some(content) = content.map(|content| as_cloned(disk, content))
+                if let Some(content) = in_the_clone(&core.machine(side).files, disk)
                     && versions.last() != Some(&content)
                 {
                     versions.push(content);

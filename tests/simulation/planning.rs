@@ -3,13 +3,15 @@
 use journal_format::{ControllerId, DomainUuid, PlanV1};
 use kvm_clone::plan::Circumstances;
 use kvm_clone::preflight::{BlockerKind, Prepared, prepare};
-use kvm_clone::request::{Request, VmSelector};
+use kvm_clone::request::{Chain, Request, VmSelector};
 use kvm_clone::survey::SurveyError;
 use kvm_clone::world::{FaultKind, Side, World};
 
 use crate::content::Content;
 use crate::faults::{Effect, Fault, FaultPlan};
+use crate::flattened;
 use crate::scene::{self, IMAGES, SECOND};
+use crate::seed::Seed;
 use crate::world::SimWorld;
 
 const GUEST: DomainUuid = DomainUuid([0x11; 16]);
@@ -95,6 +97,57 @@ fn a_guest_is_planned_and_nothing_is_touched() {
     assert_eq!(plan.pools, ["default"]);
     assert_eq!(plan.request.vm_uuid, GUEST);
     assert!(plan.definition.contains("<emulator>/usr/bin/qemu-system-x86_64</emulator>"), "{}", plan.definition);
+}
+
+/// A chain of three below the first disk: asked for, it is one image, of which every file counts.
+#[test]
+fn a_chain_is_planned_as_one_image_where_it_is_flattened() {
+    let world = world();
+    let below = |name: &str| format!("{IMAGES}/{name}");
+    world.with(|core| {
+        let source = core.machine_mut(Side::Source);
+        let mut seed = Seed::new(5);
+        let top = flattened::qcow2(&mut seed, 16 << 10, ("web-middle", "qcow2"));
+        let middle = flattened::qcow2(&mut seed, 8 << 10, (&below("web-base"), "raw"));
+        for (name, content) in [("web-top", top), ("web-middle", middle), ("web-base", Content::of(&[5; 3000]))] {
+            source.files.make_file(&below(name), 0o640, content).unwrap();
+        }
+        let disks = [("vda", "qcow2", &*below("web-top")), ("vdb", "raw", &*format!("{SECOND}/web.img"))];
+        source.libvirt.define(&mut source.files, &scene::definition("web", GUEST, &disks)).unwrap();
+    });
+    let kept = planned(&world, &request());
+    assert_eq!(kept.images.len(), 4, "both disks, and two images below the first");
+
+    let flatten = Request { chain: Chain::Flatten, ..request() };
+    let plan = planned(&world, &flatten);
+    assert_eq!(plan.images.len(), 2);
+    let image = &plan.images[0];
+    assert_eq!(image.final_path, below("web_clone-vda.img"));
+    assert_eq!(image.source_stamp.size, 16 << 10);
+    let layers: Vec<_> =
+        image.flattened.iter().map(|layer| (layer.reference.as_str(), layer.source_path.as_str())).collect();
+    assert_eq!(
+        layers,
+        [("web-middle", &*below("web-middle")), (&*below("web-base"), &*below("web-base"))],
+        "as the headers name them"
+    );
+    assert!(!plan.definition.contains("qcow2"), "{}", plan.definition);
+    // What stands on nothing is as it was.
+    assert_eq!(plan.images[1].flattened, []);
+
+    // An internal snapshot of any of them would be lost.
+    world.with(|core| {
+        let files = &mut core.machine_mut(Side::Source).files;
+        let stat = files.stat(&below("web-middle")).unwrap();
+        files.write_at(&below("web-middle"), stat.inode, 60, &[0, 0, 0, 1]).unwrap();
+    });
+    let refused = run(&world, &flatten).unwrap();
+    let told: Vec<_> = refused.report.blockers.iter().map(ToString::to_string).collect();
+    assert!(
+        told.len() == 1 && told[0].contains("web-middle") && told[0].contains("internal snapshots (1)"),
+        "{told:?}"
+    );
+    assert_eq!(planned(&world, &request()).images.len(), 4, "kept, it stays inside");
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use journal_format::{
     BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
-    NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, StepV1, TxnId, UnixMillis,
+    LayerV1, NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::steps;
 use kvm_clone::world::{FileKind, HostFacts};
 
 use crate::content::{BLOCK_BYTES, Content};
 use crate::filesystem::Filesystem;
+use crate::flattened;
 use crate::libvirt::{AUTOSTART, DEFINITIONS, Libvirt, Pool};
 use crate::machine::Machine;
 use crate::old_vm::{self, OldVm};
@@ -123,6 +124,8 @@ pub struct Shape {
     pub device: bool,
     /// The source has two snapshots, one on the other, which is the current one.
     pub snapshots: bool,
+    /// The second disk, or the only one, is on top of two other images, and arrives as one.
+    pub flattened: bool,
 }
 
 impl Shape {
@@ -142,6 +145,7 @@ impl Shape {
             old: None,
             device: false,
             snapshots: false,
+            flattened: false,
         }
     }
 
@@ -161,7 +165,19 @@ impl Shape {
             device: seed.chance(30),
             // Without a draw of its own: what follows stays what it was.
             snapshots: seed.clone().chance(30),
+            flattened: false,
         }
+    }
+
+    /// Now and then the second disk arrives flattened. A draw of its own: the other ones stay what they were.
+    pub fn flattened_by(self, seed: &mut Seed) -> Self {
+        let flattened = self.disks > 1 && seed.chance(30);
+        Self { flattened, chain: self.chain && !flattened, ..self }
+    }
+
+    /// The disk that arrives flattened.
+    fn flattened_disk(&self) -> Option<usize> {
+        self.flattened.then_some(if self.disks > 1 { 1 } else { 0 })
     }
 }
 
@@ -185,8 +201,13 @@ impl Scene {
         let mut source = machine("source", &"a".repeat(32));
         let mut destination = machine("destination", &"b".repeat(32));
         let mut images: Vec<Content> = (0..shape.disks).map(|_| image(&mut seed)).collect();
+        let flattened_disk = shape.flattened_disk();
         if let Some(qcow2) = images.get_mut(1) {
             qcow2.write(0, &qcow2_header(shape.chain));
+        }
+        if let Some(disk) = flattened_disk {
+            let bytes = flattened::guest_bytes(&mut seed, CHUNK_BYTES.into());
+            images[disk] = flattened::qcow2(&mut seed, bytes, (MIDDLE, "qcow2"));
         }
         let (vm_uuid, clone_uuid) = (uuid(&mut seed), uuid(&mut seed));
         // Two disks of one basename, where they can be kept apart by their directories alone.
@@ -206,20 +227,22 @@ impl Scene {
             source.files.make_device(DEVICE);
         }
         let title = shape.title.then_some("A <web> server").map(|title| title.replace('<', "&lt;"));
-        let disks_at = |paths: &[String]| -> Vec<(&str, &str, String)> {
-            let format = |disk: usize| if disk == 1 { "qcow2" } else { "raw" };
+        let disks_at = |paths: &[String], of_clone: bool| -> Vec<(&str, &str, String)> {
+            let is_flat = |disk| flattened_disk == Some(disk);
+            let format =
+                |disk| if (disk == 1 || is_flat(disk)) && !(of_clone && is_flat(disk)) { "qcow2" } else { "raw" };
             paths.iter().enumerate().map(|(disk, path)| (TARGETS[disk], format(disk), path.clone())).collect()
         };
-        let define = |name: &str, uuid: DomainUuid, paths: &[String]| {
-            let disks = disks_at(paths);
+        let define = |name: &str, uuid: DomainUuid, paths: &[String], of_clone: bool| {
+            let disks = disks_at(paths, of_clone);
             let disks: Vec<_> = disks.iter().map(|(target, format, path)| (*target, *format, path.as_str())).collect();
             titled_definition(name, uuid, title.as_deref(), &disks)
         };
-        let source_definition = define(VM_NAME, vm_uuid, &source_paths);
+        let source_definition = define(VM_NAME, vm_uuid, &source_paths, false);
         source.libvirt.define(&mut source.files, &source_definition).unwrap();
         source.libvirt.set_autostart(&mut source.files, vm_uuid, false).unwrap();
-        let snapshots_of = |name: &str, uuid: DomainUuid, paths: &[String]| {
-            let inside = define(name, uuid, paths);
+        let snapshots_of = |name: &str, uuid: DomainUuid, paths: &[String], of_clone: bool| {
+            let inside = define(name, uuid, paths, of_clone);
             let of = |snapshot: &str, parent, created| snapshots::document(snapshot, parent, created, &inside);
             [("one", of("one", None, 1_795_824_045)), ("two", of("two", Some("one"), 1_795_824_046))]
         };
@@ -227,7 +250,7 @@ impl Scene {
             for machine in [&mut source, &mut destination] {
                 machine.files.make_dir(SNAPSHOTS, 0o755).unwrap();
             }
-            for (name, document) in snapshots_of(VM_NAME, vm_uuid, &source_paths) {
+            for (name, document) in snapshots_of(VM_NAME, vm_uuid, &source_paths, false) {
                 let current = name == "two";
                 source.libvirt.define_snapshot(&mut source.files, vm_uuid, &document, current).unwrap();
             }
@@ -240,7 +263,7 @@ impl Scene {
             let directory = staged_in(directory_of(disk), txn, &destination, &mut directories, &mut seed);
             let target = TARGETS[disk];
             disks.push(ImageV1 {
-                format: if disk == 1 { ImageFormat::Qcow2 } else { ImageFormat::Raw },
+                format: if disk == 1 || flattened_disk == Some(disk) { ImageFormat::Qcow2 } else { ImageFormat::Raw },
                 ..planned(
                     ImageRoleV1::Disk { target: target.to_owned() },
                     &source,
@@ -251,7 +274,22 @@ impl Scene {
             });
         }
         let final_paths: Vec<String> = disks.iter().map(|disk| disk.final_path.clone()).collect();
-        if shape.chain && images.len() > 1 {
+        if let Some(disk) = flattened_disk {
+            let directory = directory_of(disk);
+            let bytes = flattened::guest_bytes(&mut seed, CHUNK_BYTES.into());
+            let middle = flattened::qcow2(&mut seed, bytes, (BASE, "raw"));
+            let base = image(&mut seed);
+            for (name, content, format) in [(MIDDLE, middle, ImageFormat::Qcow2), (BASE, base, ImageFormat::Raw)] {
+                let path = format!("{directory}/{name}");
+                put_source(&mut source, &path, content);
+                let (reached_by, reference) = (path.clone(), name.to_owned());
+                disks[disk].flattened.push(LayerV1 { reference, reached_by, source_path: path, format });
+            }
+            let guest_bytes = flattened::in_the_clone(&source.files, &disks[disk]).unwrap().size();
+            let stats: Vec<_> = steps::paths_read(&disks[disk]).map(|path| source.files.stat(path).unwrap()).collect();
+            disks[disk].source_stamp = steps::stamp_of_chain(SourceKindV1::File, guest_bytes, &stats);
+        }
+        if shape.chain && flattened_disk.is_none() && images.len() > 1 {
             let path = format!("{}/{BASE}", directory_of(1));
             let content = image(&mut seed);
             put_source(&mut source, &path, content.clone());
@@ -300,8 +338,12 @@ impl Scene {
             old_vm::planned(old, &destination, (old_uuid, text), txn, &mut directories, &mut seed)
         });
         let planned_snapshots = if shape.snapshots {
-            let planned =
-                source.libvirt.snapshots(vm_uuid).into_iter().zip(snapshots_of(CLONE_NAME, clone_uuid, &final_paths));
+            let planned = source.libvirt.snapshots(vm_uuid).into_iter().zip(snapshots_of(
+                CLONE_NAME,
+                clone_uuid,
+                &final_paths,
+                true,
+            ));
             planned
                 .map(|(was, (name, definition))| SnapshotV1 {
                     name: name.to_owned(),
@@ -343,7 +385,7 @@ impl Scene {
             },
             clone_uuid,
             source_definition,
-            definition: define(defined_name, clone_uuid, &final_paths),
+            definition: define(defined_name, clone_uuid, &final_paths, true),
             title: shape.title.then(|| "A <web> server".to_owned()),
             autostart: shape.autostart,
             pools: if directories.iter().any(|directory| directory.path == IMAGES) {
@@ -410,6 +452,7 @@ fn planned(
         owner: (64_055, 104),
         backing: None,
         source_kind,
+        flattened: Vec::new(),
         role,
     }
 }
@@ -433,6 +476,8 @@ fn uuid(seed: &mut Seed) -> DomainUuid {
 
 /// The name of the image below the second disk's.
 const BASE: &str = "web01-base";
+/// The name of the image between it and a flattened disk's.
+const MIDDLE: &str = "web01-middle";
 /// Where a qcow2 header (version 3, and the end of its extensions) names the image below.
 const BACKING_AT: u64 = 112;
 /// Bytes of such a header with that name, whichever it is.

@@ -9,6 +9,7 @@ use kvm_clone::world::{FileKind, Side};
 use crate::content::Content;
 use crate::faults::Fault;
 use crate::filesystem::split;
+use crate::flattened::DATA_AT;
 use crate::history::History;
 use crate::libvirt::DEFINITIONS;
 use crate::machine::HOST_RECORDS;
@@ -276,14 +277,21 @@ impl Strangers {
     }
 
     fn change_source(&self, core: &mut Core, seed: &mut Seed) {
-        let path = self.plan.images[self.some_disk(seed)].source_path.clone();
+        let image = &self.plan.images[self.some_disk(seed)];
+        let (path, begin) = match image.flattened.len() as u64 {
+            0 => (image.source_path.clone(), QCOW2_HEADER_BYTES),
+            layers => match usize::try_from(seed.below(layers + 1)).unwrap().checked_sub(1) {
+                None => (image.source_path.clone(), DATA_AT),
+                Some(layer) => (image.flattened[layer].source_path.clone(), DATA_AT),
+            },
+        };
         let files = &mut core.machine_mut(Side::Source).files;
-        let Some(stat) = files.stat(&path).filter(|stat| stat.size > QCOW2_HEADER_BYTES) else { return };
+        let Some(stat) = files.stat(&path).filter(|stat| stat.size > begin) else { return };
         let mut bytes = [0; 700];
         if seed.chance(70) {
             seed.fill(&mut bytes);
         }
-        let offset = seed.below(stat.size).max(QCOW2_HEADER_BYTES);
+        let offset = seed.below(stat.size).max(begin);
         let len = usize::try_from((stat.size - offset).min(700)).unwrap();
         files.write_at(&path, stat.inode, offset, &bytes[..len]).unwrap();
         if seed.chance(20) {

@@ -138,8 +138,11 @@ impl<'a> Attempt<'a> {
     }
 }
 
-fn shape(start: bool) -> Shape {
-    Shape { start, old: Some(OldVm::running()), snapshots: true, ..Shape::plain() }
+/// The second disk stands on another image, which is copied too, or arrives as one with those below it; the first is a file or a
+/// device.
+fn shapes(start: bool) -> [Shape; 3] {
+    let kept = Shape { start, old: Some(OldVm::running()), snapshots: true, ..Shape::plain() };
+    [kept, Shape { device: true, ..kept }, Shape { flattened: true, ..kept }]
 }
 
 fn in_one_attempt(history: &History, live: &dyn Fn(&mut Attempt)) -> BTreeSet<&'static str> {
@@ -155,30 +158,34 @@ fn in_one_attempt(history: &History, live: &dyn Fn(&mut Attempt)) -> BTreeSet<&'
 
 #[test]
 fn each_step_done_twice_and_undone_twice_leaves_the_world_as_before() {
-    let history = History::new(shape(false), SEED);
-    let visited = in_one_attempt(&history, &|attempt| {
-        attempt.forward();
-        attempt.back();
-    });
-    assert_eq!(visited, STEPS.iter().copied().collect());
-    history
-        .scene
-        .world
-        .with(|core| {
-            assert_eq!(core.broken, Vec::<String>::new());
-            history.oracle.borrow().undone(core)
-        })
-        .unwrap();
+    for shape in shapes(false) {
+        let history = History::new(shape, SEED);
+        let visited = in_one_attempt(&history, &|attempt| {
+            attempt.forward();
+            attempt.back();
+        });
+        assert_eq!(visited, STEPS.iter().copied().collect());
+        history
+            .scene
+            .world
+            .with(|core| {
+                assert_eq!(core.broken, Vec::<String>::new());
+                history.oracle.borrow().undone(core)
+            })
+            .unwrap();
+    }
 }
 
 #[test]
 fn each_step_done_twice_and_cleaned_up_twice_leaves_the_clone() {
-    let history = History::new(shape(true), SEED);
-    let visited = in_one_attempt(&history, &|attempt| {
-        attempt.forward();
-        attempt.clean_up();
-    });
-    assert_eq!(visited, STEPS.iter().chain(CLEAN_UP_STEPS).copied().collect());
-    let ending = kvm_clone::engine::Ending::Committed { warnings: Vec::new() };
-    history.verdict(Some(&ending), false).unwrap();
+    for shape in shapes(true) {
+        let history = History::new(shape, SEED);
+        let visited = in_one_attempt(&history, &|attempt| {
+            attempt.forward();
+            attempt.clean_up();
+        });
+        assert_eq!(visited, STEPS.iter().chain(CLEAN_UP_STEPS).copied().collect());
+        let ending = kvm_clone::engine::Ending::Committed { warnings: Vec::new() };
+        history.verdict(Some(&ending), false).unwrap();
+    }
 }

@@ -54,6 +54,7 @@ fn copy(
         wanted,
         credit_bytes,
         patches: Vec::new(),
+        below: Vec::new(),
     }));
     let mut punch_credit = RECEIVE_CREDIT_BYTES / 2;
     let mut ended = false;
@@ -229,6 +230,7 @@ fn nothing_is_sent_beyond_the_credit() {
             wanted: vec![0..64],
             credit_bytes,
             patches: Vec::new(),
+            below: Vec::new(),
         })
     };
     let id = source.send(&job((5 << 20) + 17));
@@ -386,8 +388,14 @@ fn a_source_that_shrinks_is_noticed() {
         let file = File::options().write(true).open(&from).unwrap();
         file.set_len(8 << 20).unwrap();
         let mut source = Client::source();
-        let job =
-            SendJob { path: text(&from), geometry, wanted: vec![0..8], credit_bytes: 2 << 20, patches: Vec::new() };
+        let job = SendJob {
+            path: text(&from),
+            geometry,
+            wanted: vec![0..8],
+            credit_bytes: 2 << 20,
+            patches: Vec::new(),
+            below: Vec::new(),
+        };
         let id = source.send(&Request::SendChunks(job));
         assert!(matches!(source.next(id), Event::Piece(..)));
         file.set_len(5 << 20).unwrap();
@@ -416,6 +424,7 @@ fn streams_have_a_bound_and_their_places_are_free_again() {
             wanted: vec![0..1],
             credit_bytes,
             patches: Vec::new(),
+            below: Vec::new(),
         })
     };
     let mut source = Client::source();
@@ -454,6 +463,7 @@ fn memory_stays_bounded() {
             wanted: whole(geometry),
             reread: true,
             patches: Vec::new(),
+            below: Vec::new(),
         };
         assert_eq!(hash(&mut destination.client, job).unwrap().len(), 256);
         fs::remove_file(&to).unwrap();

@@ -82,6 +82,7 @@ fn job(path: &Path, geometry: Geometry, reread: bool) -> HashJob {
         wanted: vec![0..geometry.chunk_count()],
         reread,
         patches: Vec::new(),
+        below: Vec::new(),
     }
 }
 

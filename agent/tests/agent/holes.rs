@@ -51,6 +51,7 @@ fn by_agent(client: &mut Client, path: &str, geometry: Geometry) -> Vec<bool> {
         wanted,
         reread: false,
         patches: Vec::new(),
+        below: Vec::new(),
     }));
     let mut holes = vec![false; usize::try_from(geometry.chunk_count()).unwrap()];
     loop {

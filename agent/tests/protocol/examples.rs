@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode, TxnId};
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, ImageFormat, Inode, TxnId};
 use kvm_clone_agent::protocol::{
     Attach, Counts, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry,
-    HashJob, Hello, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran, ReceiveJob,
-    RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
+    HashJob, Hello, Layer, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran,
+    ReceiveJob, RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
     encode_steer,
 };
 
@@ -83,6 +83,7 @@ fn requests() -> Vec<Request> {
             wanted: wanted.clone(),
             reread: true,
             patches: vec![Patch { offset: 16, bytes: vec![1, 2, 3] }],
+            below: Vec::new(),
         }),
         Request::SendChunks(SendJob {
             path: path(),
@@ -90,6 +91,10 @@ fn requests() -> Vec<Request> {
             wanted,
             credit_bytes: 32 << 20,
             patches: Vec::new(),
+            below: vec![
+                Layer { path: "/pool/middle.qcow2".into(), format: ImageFormat::Qcow2 },
+                Layer { path: "/pool/golden.img".into(), format: ImageFormat::Raw },
+            ],
         }),
         Request::ReceiveChunks(ReceiveJob { path: path(), inode, geometry: GEOMETRY, read_back: true }),
         Request::OpenRelay { purpose: RelayPurpose::Look },

@@ -62,12 +62,25 @@ fn request() -> impl Strategy<Value = RequestV1> {
     )
 }
 
+fn format() -> impl Strategy<Value = ImageFormat> {
+    prop_oneof![Just(ImageFormat::Raw), Just(ImageFormat::Qcow2)]
+}
+
+fn layer() -> impl Strategy<Value = LayerV1> {
+    (text(), text(), text(), format()).prop_map(|(reference, reached_by, source_path, format)| LayerV1 {
+        reference,
+        reached_by,
+        source_path,
+        format,
+    })
+}
+
 fn disk() -> impl Strategy<Value = ImageV1> {
-    let format = prop_oneof![Just(ImageFormat::Raw), Just(ImageFormat::Qcow2)];
+    let format = format();
     let backing = (text(), text()).prop_map(|(source, clone)| BackingV1 { source, clone });
     let paths = (text(), text(), text(), text());
     (
-        (role(), paths, option::of(backing)),
+        (role(), paths, option::of(backing), vec(layer(), 0..3)),
         format,
         stamp(),
         any::<u64>(),
@@ -77,7 +90,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
     )
         .prop_map(
             |(
-                (role, (reached_by, source_path, staging_path, final_path), backing),
+                (role, (reached_by, source_path, staging_path, final_path), backing, flattened),
                 format,
                 source_stamp,
                 allocated_bytes,
@@ -99,6 +112,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                     owner,
                     backing,
                     source_kind,
+                    flattened,
                 }
             },
         )

@@ -40,7 +40,18 @@ fn disk(number: u32, format: ImageFormat) -> ImageV1 {
         backing: (number == 1)
             .then(|| BackingV1 { source: "base.qcow2".into(), clone: "web02-vdb-base1.qcow2".into() }),
         source_kind: if number == 0 { SourceKindV1::File } else { SourceKindV1::Device },
+        flattened: if number == 0 { Vec::new() } else { layers() },
     }
+}
+
+fn layers() -> Vec<LayerV1> {
+    let layer = |reference: &str, format| LayerV1 {
+        reference: reference.into(),
+        reached_by: format!("/var/lib/libvirt/images/{reference}"),
+        source_path: format!("/srv/pool/{reference}"),
+        format,
+    };
+    vec![layer("middle.qcow2", ImageFormat::Qcow2), layer("golden.img", ImageFormat::Raw)]
 }
 
 pub fn steps() -> Vec<StepV1> {

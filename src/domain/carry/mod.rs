@@ -15,7 +15,7 @@ use std::ops::Range;
 use journal_format::DropKindV1;
 use roxmltree::Node;
 
-use super::qcow2::{Encryption, Header};
+use super::qcow2::{Compression, Encryption, Header};
 use super::xml::{elements, is_plain, named, parse};
 use super::{Definition, DomainError};
 
@@ -114,6 +114,50 @@ pub fn uncarried_image(place: &str, header: &Header) -> Carriage {
     }
     findings.carriage
 }
+
+/// What of an image keeps a chain that it belongs to from being flattened, or is lost by that; `place` as above.
+pub fn unflattened_image(place: &str, header: &Header) -> Carriage {
+    const KEEP: &str = "Clone it with --chain keep";
+    let mut findings = Findings::default();
+    if header.snapshots > 0 {
+        let what = format!("internal snapshots ({})", header.snapshots);
+        let advice = "Clone it with --chain keep, or delete them first (`qemu-img snapshot -d`)";
+        findings.block(place, &what, "a flattened image has none", advice);
+    }
+    let method = match header.compression {
+        Compression::Deflate => None,
+        Compression::Zstd => Some("zstd".to_owned()),
+        Compression::Unknown(method) => Some(format!("method {method}")),
+    };
+    if let Some(method) = method {
+        let what = format!("an image that is compressed by another method than deflate ({method})");
+        findings.block(place, &what, "it cannot be read here", KEEP);
+    }
+    if header.subclusters {
+        findings.block(place, "an image with subclusters (extended_l2)", "it cannot be read here", KEEP);
+    }
+    if header.dirty {
+        let advice = "Clone it with --chain keep, or repair it first: `qemu-img check -r all IMAGE`";
+        findings.block(
+            place,
+            "an image that was not closed (dirty)",
+            "QEMU would repair it before it reads it",
+            advice,
+        );
+    }
+    if !header.virtual_size_bytes.is_multiple_of(SECTOR_BYTES) {
+        let what = format!("an image whose size for its guest is no multiple of {SECTOR_BYTES} bytes");
+        findings.block(place, &what, "what its guest sees of the last sector cannot be said", KEEP);
+    }
+    if header.bitmaps > 0 {
+        let what = format!("bitmaps of what changed since a backup ({})", header.bitmaps);
+        findings.warn(place, &what, "the clone has none", "Begin its backups with a full one");
+    }
+    findings.carriage
+}
+
+/// What a guest's disk is made of.
+const SECTOR_BYTES: u64 = 512;
 
 /// The advice for what a VM can do without.
 const LEAVE_OUT: &str = "Take it out of the source's definition first (virsh edit), or clone this VM by hand";
