@@ -32,6 +32,8 @@ pub struct Image {
     path: String,
     bytes: u64,
     access: Access,
+    /// The number of a block device.
+    device: Option<u64>,
     buffered: File,
     /// The same file with `O_DIRECT`, where the access asks for it and the filesystem has it.
     direct: Option<File>,
@@ -57,12 +59,12 @@ impl Image {
         if let Some(inode) = inode.filter(|inode| inode.0 != found.ino()) {
             return Err(changed("open image", path, inode, found.ino()));
         }
-        let device = found.file_type().is_block_device();
-        if !found.is_file() && !device {
+        let device = found.file_type().is_block_device().then(|| found.rdev());
+        if !found.is_file() && device.is_none() {
             return Err(failure(FailureKind::Unsupported, format!("open image {path}: not a file or block device")));
         }
         let bytes = image_bytes(&buffered).map_err(|error| refused(operation(), errno(&error)))?;
-        if bytes < geometry.image_bytes || (bytes > geometry.image_bytes && !device) {
+        if bytes < geometry.image_bytes || (bytes > geometry.image_bytes && device.is_none()) {
             let expected = geometry.image_bytes;
             let detail = format!("open image {path}: it has {bytes} bytes now, expected {expected}");
             return Err(failure(FailureKind::Changed, detail));
@@ -73,7 +75,7 @@ impl Image {
             .flatten()
             // The name may have changed hands between the two.
             .filter(|direct| direct.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino())));
-        let image = Self { path: path.to_owned(), bytes, access, buffered, direct, patches: Vec::new() };
+        let image = Self { path: path.to_owned(), bytes, access, device, buffered, direct, patches: Vec::new() };
         match access {
             Access::Read => image.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL)?,
             // Only what is on the disk can be dropped from the cache.
@@ -81,6 +83,11 @@ impl Image {
             Access::Write => {}
         }
         Ok(image)
+    }
+
+    /// The number of a block device; `None`: it is a file.
+    pub fn device(&self) -> Option<u64> {
+        self.device
     }
 
     /// The buffered descriptor, for asking about holes.

@@ -139,8 +139,8 @@ pub struct ImageV1 {
     pub source_stamp: SourceStampV1,
     /// Bytes allocated on the source when it was planned: an estimate for space and progress.
     pub allocated_bytes: u64,
-    /// Index into `PlanV1::directories`.
-    pub directory: u32,
+    /// What keeps it on the destination.
+    pub place: PlaceV1,
     /// The staged image, inside that directory's staging.
     pub staging_path: String,
     /// The image's final name.
@@ -153,6 +153,48 @@ pub struct ImageV1 {
     pub backing: Option<BackingV1>,
     /// What keeps the image on the source.
     pub source_kind: SourceKindV1,
+}
+
+impl ImageV1 {
+    /// Index into `PlanV1::directories`, of an image that becomes a file.
+    pub fn directory(&self) -> Option<u32> {
+        match self.place {
+            PlaceV1::Directory { directory } => Some(directory),
+            PlaceV1::Device { .. } => None,
+        }
+    }
+
+    /// The block device that is written over.
+    pub fn device(&self) -> Option<&DeviceV1> {
+        match &self.place {
+            PlaceV1::Device { device } => Some(device),
+            PlaceV1::Directory { .. } => None,
+        }
+    }
+}
+
+/// What keeps an image on the destination. Variants are only appended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlaceV1 {
+    /// A file of its own, which is staged.
+    Directory {
+        /// Index into `PlanV1::directories`.
+        directory: u32,
+    },
+    /// A block device, whose node is both `staging_path` and `final_path`: nothing is staged, and nothing published.
+    Device {
+        /// Which one.
+        device: DeviceV1,
+    },
+}
+
+/// A block device of the destination that is written over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceV1 {
+    /// What names it for good, over boots and under any path; fit for the name of a file.
+    pub identity: String,
+    /// Its bytes when it was planned: at least those of the image.
+    pub bytes: u64,
 }
 
 /// What keeps an image on the source. Variants are only appended.
@@ -291,6 +333,11 @@ pub enum StepV1 {
     },
     /// The old VM is shut off, and what it was is written into the host record.
     StopOldVm,
+    /// The reservation of the block device that takes an image.
+    ClaimDevice {
+        /// Which image.
+        image: u32,
+    },
 }
 
 /// A step after the commit. Forward only. Variants are only appended.

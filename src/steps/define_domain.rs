@@ -2,7 +2,7 @@
 
 use journal_format::{FailureClassV1, Inode, OutcomeV1, StepV1};
 
-use super::publish_image::PublishImage;
+use super::publish_image::{PublishImage, read_devices_again};
 use super::{Applied, Context, Probe, Step, rename_clone};
 use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark, definition_value};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
@@ -43,7 +43,8 @@ impl Step for DefineDomain {
             return Ok(Probe::InUse(format!("the domain was renamed to {}", domain.brief.name)));
         }
         // Started and shut off again: the guest's writes are somebody's, and the definition is what they are reached by.
-        for image in (0u32..).take(context.plan.images.len()) {
+        let files = (0u32..).zip(&context.plan.images).filter(|(_, image)| image.device().is_none());
+        for (image, _) in files {
             if let used @ Probe::InUse(_) = (PublishImage { image }).probe(context)? {
                 return Ok(used);
             }
@@ -59,6 +60,9 @@ impl Step for DefineDomain {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        if let Some(reopened) = read_devices_again(context, StepV1::DefineDomain)? {
+            return Ok(reopened);
+        }
         let definition = definition(context)?;
         let (uuid, name) = (context.plan.clone_uuid, context.defined_name().to_owned());
         let host = context.destination.clone();
@@ -185,7 +189,8 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         disks.push(DiskMark {
             target: image.role.to_string(),
             source: SourceMark { image: source, root: *source_root },
-            clone: ImageMark { size: *source_size, mtime_ns: *mtime_ns },
+            // A device is as large as it is.
+            clone: ImageMark { size: image.device().map_or(*source_size, |device| device.bytes), mtime_ns: *mtime_ns },
         });
     }
     let request = &context.plan.request;

@@ -4,8 +4,8 @@
 use journal_format::{OutcomeV1, ReopenCauseV1, SourceKindV1, StepV1};
 
 use super::host_record::parent_of;
-use super::transfer_image::device_differs;
-use super::{Applied, Context, Probe, Step};
+use super::transfer_image::{Origin, device_differs};
+use super::{Applied, Context, Probe, Step, publishes};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::world::{DomainState, FaultKind};
@@ -36,7 +36,7 @@ impl Step for PublishImage {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
-        if let Some(reopened) = self.read_devices_again(context)? {
+        if let Some(reopened) = read_devices_again(context, StepV1::PublishImage { image: self.image })? {
             return Ok(reopened);
         }
         let (host, image) = (&context.destination, context.image(self.image)?);
@@ -104,42 +104,39 @@ impl Step for PublishImage {
     }
 }
 
-impl PublishImage {
-    /// No lock keeps anybody from writing to a device while it is copied, and what is published may become a VM: before the
-    /// first image is, the source's devices are read once more.
-    fn read_devices_again(&self, context: &mut Context) -> Result<Option<Applied>, Failure> {
-        let is_other = |step: &StepV1| matches!(step, StepV1::PublishImage { image } if *image != self.image);
-        let mut others = context.plan.steps.iter().filter(|step| is_other(step));
-        if others.any(|step| context.history_of(*step).is_some_and(|step| step.last != Last::None)) {
-            return Ok(None);
-        }
-        let images = (0_u32..).zip(&context.plan.images);
-        let devices = images.filter(|(_, image)| image.source_kind == SourceKindV1::Device);
-        let devices: Vec<_> = devices.map(|(index, image)| (index, image.source_path.clone())).collect();
-        if devices.is_empty() {
-            return Ok(None);
-        }
-        let (source, name) = (context.source()?, context.plan.request.vm_name.clone());
-        let domain = source.domain(context.plan.request.vm_uuid)?;
-        if domain.is_some_and(|domain| domain.brief.state == DomainState::Active) {
-            return Err(Failure::suspend(
-                format!("the source VM {name} on {} is running", source.name()),
-                "shut it off, then resume; or roll back",
-            ));
-        }
-        for (image, path) in devices {
-            if device_differs(context, image)? {
-                let why = format!("{path} on {} changed since it was read", source.name());
-                if context.recorder.history().sources.get(image as usize).is_some_and(|known| known.changed) {
-                    return Err(Failure::turn_back(
-                        format!("{why}, not for the first time"),
-                        "see who writes to it, then clone again",
-                    ));
-                }
-                let earlier = StepV1::TransferImage { image };
-                return Ok(Some(Applied::Reopen { earlier, cause: ReopenCauseV1::SourceChanged, why }));
-            }
-        }
-        Ok(None)
+/// No lock keeps anybody from writing to a device while it is copied, and what is published may become a VM: before the first
+/// image is, or where none is before the definition, the source's devices are read once more.
+pub(super) fn read_devices_again(context: &mut Context, this: StepV1) -> Result<Option<Applied>, Failure> {
+    let mut others = context.plan.steps.iter().filter(|step| **step != this && publishes(**step));
+    if others.any(|step| context.history_of(*step).is_some_and(|step| step.last != Last::None)) {
+        return Ok(None);
     }
+    let images = (0_u32..).zip(&context.plan.images);
+    let devices = images.filter(|(_, image)| image.source_kind == SourceKindV1::Device);
+    let devices: Vec<_> = devices.map(|(index, image)| (index, image.source_path.clone())).collect();
+    if devices.is_empty() {
+        return Ok(None);
+    }
+    let (source, name) = (context.source()?, context.plan.request.vm_name.clone());
+    let domain = source.domain(context.plan.request.vm_uuid)?;
+    if domain.is_some_and(|domain| domain.brief.state == DomainState::Active) {
+        return Err(Failure::suspend(
+            format!("the source VM {name} on {} is running", source.name()),
+            "shut it off, then resume; or roll back",
+        ));
+    }
+    for (image, path) in devices {
+        if device_differs(context, image, Origin::Source)? {
+            let why = format!("{path} on {} changed since it was read", source.name());
+            if context.recorder.history().sources.get(image as usize).is_some_and(|known| known.changed) {
+                return Err(Failure::turn_back(
+                    format!("{why}, not for the first time"),
+                    "see who writes to it, then clone again",
+                ));
+            }
+            let earlier = StepV1::TransferImage { image };
+            return Ok(Some(Applied::Reopen { earlier, cause: ReopenCauseV1::SourceChanged, why }));
+        }
+    }
+    Ok(None)
 }

@@ -200,6 +200,7 @@ fn a_rewrite_and_its_opposite_give_the_same_bytes() {
             title: before.title.clone().map_or(Change::Remove, Change::Set),
             emulator: before.emulator.clone(),
             disk_files: files.collect(),
+            disk_devices: BTreeMap::new(),
             chain_files: BTreeMap::new(),
             emptied: BTreeSet::new(),
             variables: before.os.variables.clone().and_then(|variables| variables.path),
@@ -267,6 +268,26 @@ fn a_device_or_a_volume_becomes_a_file_and_the_rest_of_its_disk_stays() {
         let parsed = read(&before);
         assert!(parsed.disks[0].is_own() && parsed.disks[0].image().is_none(), "{:?}", parsed.disks[0]);
         assert_eq!(rewrite(&parsed, &asked).unwrap(), text.replacen(source, expected, 1), "{odd}");
+    }
+}
+
+#[test]
+fn a_file_or_a_volume_becomes_a_device_and_the_rest_of_its_disk_stays() {
+    let text = fixture("one-basename");
+    let plain = text.find("<disk type='file'").unwrap();
+    let source = "<source file='/srv/a/disk.qcow2'/>";
+    for (kind, odd, expected) in [
+        ("file", source, "<source dev='/dev/new &amp; one'/>"),
+        ("block", "<source dev='/dev/vg/a' index='1'/>", "<source dev='/dev/new &amp; one' index='1'/>"),
+        ("volume", "<source pool='images' volume='web.img'/>", "<source dev='/dev/new &amp; one'/>"),
+    ] {
+        let typed = |kind: &str, source_of: &str| {
+            let mut text = text.replacen(source, source_of, 1);
+            text.replace_range(plain..plain + "<disk type='file'".len(), &format!("<disk type='{kind}'"));
+            text
+        };
+        let asked = Rewrite { disk_devices: BTreeMap::from([(0, "/dev/new & one".into())]), ..Rewrite::default() };
+        assert_eq!(rewrite(&read(&typed(kind, odd)), &asked).unwrap(), typed("block", expected), "{odd}");
     }
 }
 

@@ -2,8 +2,8 @@
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode};
 use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Patch, Side, World,
-    ZeroChunks,
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, FileKind, FileStat, HashJob,
+    Patch, Side, World, ZeroChunks,
 };
 
 use crate::host::{Kind, SimHost};
@@ -40,7 +40,7 @@ fn read_chunk(
     let (owned, patches) = (path.to_owned(), patches.to_vec());
     host.look(&|| format!("read chunk {chunk} of {path}"), move |machine, agent| {
         let stat = machine.files.stat(&owned).ok_or((FaultKind::NotFound, "no such file".to_owned()))?;
-        if inode.is_some_and(|inode| inode != stat.inode) || stat.size != geometry.image_bytes {
+        if inode.is_some_and(|inode| inode != stat.inode) || !is_as_large(&stat, geometry) {
             return Err((FaultKind::Changed, "another file, or another size".to_owned()));
         }
         let start = chunk * u64::from(geometry.chunk_bytes);
@@ -58,6 +58,12 @@ fn read_chunk(
         }
         Ok((bytes, hole))
     })
+}
+
+/// A file is as large as its image; a device may be larger.
+fn is_as_large(stat: &FileStat, geometry: ChunkGeometry) -> bool {
+    let larger = stat.kind == FileKind::BlockDevice && stat.size > geometry.image_bytes;
+    larger || stat.size == geometry.image_bytes
 }
 
 /// Values of chunks of a file, ascending.
@@ -140,7 +146,8 @@ impl Copy<'_> {
         let end = start + self.job.geometry.chunk_len(chunk);
         let (path, inode) = (self.job.to.clone(), self.job.to_inode);
         let told = || format!("punch chunk {chunk} of {}", self.job.to);
-        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, _| {
+        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, agent| {
+            machine.check_held(agent, &path)?;
             machine.files.punch(&path, inode, start..end)
         })?;
         self.unsynced.push(ChunkRecordV1 { index: chunk, state: ChunkState::Zero });
@@ -157,6 +164,7 @@ impl Copy<'_> {
         let (path, inode) = (self.job.to.clone(), self.job.to_inode);
         let told = || format!("write chunk {chunk} of {}", self.job.to);
         self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, agent| {
+            machine.check_held(agent, &path)?;
             machine.agents[agent].counts.image_bytes_written += bytes.len() as u64;
             machine.files.write_at(&path, inode, start, &bytes)
         })?;

@@ -55,6 +55,7 @@ mod scene;
 mod seed;
 mod strangers;
 mod tally;
+mod targets;
 mod twice;
 mod unmounted;
 mod world;

@@ -113,10 +113,10 @@ impl Span {
     }
 }
 
-/// One disk is enough: every kind is there. A VM that runs is replaced, so that the steps of replacing are there too.
+/// One disk, on a device, and the firmware's files are enough: every kind is there. A VM that runs is replaced, so that the steps of replacing are there too.
 fn shape() -> Shape {
     let old = OldVm { autostart: false, ..OldVm::running() };
-    Shape { disks: 1, start: true, old: Some(old), ..Shape::plain() }
+    Shape { disks: 1, start: true, old: Some(old), target: true, ..Shape::plain() }
 }
 
 /// Where each kind of step is in a clean clone.

@@ -139,7 +139,7 @@ impl<'a> Attempt<'a> {
 }
 
 fn shape(start: bool) -> Shape {
-    Shape { start, old: Some(OldVm::running()), ..Shape::plain() }
+    Shape { start, old: Some(OldVm::running()), target: true, ..Shape::plain() }
 }
 
 fn in_one_attempt(history: &History, live: &dyn Fn(&mut Attempt)) -> BTreeSet<&'static str> {

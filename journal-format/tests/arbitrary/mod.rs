@@ -66,12 +66,16 @@ fn disk() -> impl Strategy<Value = ImageV1> {
     let format = prop_oneof![Just(ImageFormat::Raw), Just(ImageFormat::Qcow2)];
     let backing = (text(), text()).prop_map(|(source, clone)| BackingV1 { source, clone });
     let paths = (text(), text(), text(), text());
+    let place = prop_oneof![
+        any::<u32>().prop_map(|directory| PlaceV1::Directory { directory }),
+        (text(), any::<u64>()).prop_map(|(identity, bytes)| PlaceV1::Device { device: DeviceV1 { identity, bytes } }),
+    ];
     (
         (role(), paths, option::of(backing)),
         format,
         stamp(),
         any::<u64>(),
-        any::<u32>(),
+        place,
         any::<u32>(),
         (any::<(u32, u32)>(), prop_oneof![Just(SourceKindV1::File), Just(SourceKindV1::Device)]),
     )
@@ -81,7 +85,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                 format,
                 source_stamp,
                 allocated_bytes,
-                directory,
+                place,
                 mode,
                 (owner, source_kind),
             )| {
@@ -92,7 +96,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                     source_path,
                     source_stamp,
                     allocated_bytes,
-                    directory,
+                    place,
                     staging_path,
                     final_path,
                     mode,
@@ -126,6 +130,7 @@ fn step() -> impl Strategy<Value = StepV1> {
         any::<u32>().prop_map(|directory| StepV1::MakeDirectory { directory }),
         Just(StepV1::DefineDomain),
         Just(StepV1::StopOldVm),
+        any::<u32>().prop_map(|image| StepV1::ClaimDevice { image }),
     ]
 }
 
