@@ -20,7 +20,9 @@ const RECORD_BYTES: u64 = 16 << 20;
 const STAGING_INODES: u64 = 3;
 /// Inodes of a host record with its parents and the clone's definition.
 const RECORD_INODES: u64 = 8;
-/// The filesystem of `/dev`.
+/// Where a host has its devices, whatever filesystem that is.
+const DEVICES: &str = "/dev";
+/// What it is nearly everywhere.
 const DEVICE_FILESYSTEM: &str = "devtmpfs";
 /// Filesystems that have no hard links. A trial would have to write, so the others are believed; one that refuses all
 /// the same fails at the claim or at publishing, which are undone.
@@ -213,7 +215,7 @@ fn check_directory(report: &mut Report, survey: &Survey, directory: &DirectoryFa
         );
         return;
     }
-    if directory.filesystem.kind == DEVICE_FILESYSTEM {
+    if directory.filesystem.kind == DEVICE_FILESYSTEM || path == DEVICES || path.starts_with("/dev/") {
         report.block(
             BlockerKind::NotADirectory,
             host,

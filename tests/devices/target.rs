@@ -125,6 +125,7 @@ fn begun(controller: &Controller, source: &Path, target: &Loop) -> String {
     let words = ["run", "a", "b", "web", "--bandwidth-limit", "500K"].map(str::to_owned);
     let mut running = controller.spawn(words.iter().chain(&onto(target)));
     let first = hash(source, MIB);
+    assert_ne!(hash(target.path(), MIB), first);
     running.wait_until(BOUND, "something is on the device", || hash(target.path(), MIB) == first);
     let txn = controller.only_txn();
     running.signal(Signal::SIGINT);
@@ -150,6 +151,8 @@ fn a_clone_onto_a_device_goes_on_goes_back_or_stops_at_another_device() {
     before.1.assert_same(&lab.b().outside(), "the destination after a rollback");
     assert_eq!(std::fs::read_dir(lab.b().path(CLAIMS)).unwrap().count(), 0, "the claim was given back");
 
+    // What was on it does not come back, and the next clone begins on whatever is there.
+    OpenOptions::new().write(true).open(target.path()).unwrap().write_all_at(&[1; 512], 0).unwrap();
     let controller = lab.controller();
     let txn = begun(&controller, &source, &target);
     // Somebody writes to what was sent: nothing but the bytes themselves says so.
