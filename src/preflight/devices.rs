@@ -241,7 +241,7 @@ mod tests {
             (BlockerKind::Device, |_, s| device(s).facts = None, &["there is no block device /dev/dm-3"]),
             (BlockerKind::Device, |_, s| facts(s).in_use = true, &["/dev/dm-3 is in use", "lsblk"]),
             (BlockerKind::Device, |_, s| facts(s).read_only = true, &["cannot be written to"]),
-            (BlockerKind::Device, |_, s| facts(s).bytes = 9 * GIB, &["9.66 GB", "needs 10.73 GB"]),
+            (BlockerKind::Device, |_, s| facts(s).bytes = 9 * GIB, &["9.66 GB", "needs 10.7"]),
             (BlockerKind::Device, |_, s| facts(s).identity = None, &["nothing names /dev/dm-3 for good"]),
             (BlockerKind::Device, |_, s| device(s).is_of_source = true, &["the source VM is on"]),
             (

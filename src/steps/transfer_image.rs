@@ -125,10 +125,8 @@ impl TransferImage {
         let staged = self.staged(context)?;
         let image = context.image(self.image)?;
         if image.device().is_some() {
-            return match staged.size < geometry.image_bytes {
-                false => Ok(staged),
-                true => Err(too_small(context, &image.final_path)),
-            };
+            let fits = staged.size >= geometry.image_bytes;
+            return if fits { Ok(staged) } else { Err(too_small(context, &image.final_path)) };
         }
         if staged.size != geometry.image_bytes {
             let path = &image.staging_path;
