@@ -4,7 +4,7 @@
 use journal_format::owner::decode_owner_file;
 use journal_format::{DeviceV1, OutcomeV1, StepV1};
 
-use super::host_record::{DEVICE_CLAIMS, OWNER_BYTES_MAX};
+use super::host_record::{DEVICE_CLAIMS, OWNER_BYTES_MAX, ensure_dir};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::world::FaultKind;
@@ -42,6 +42,7 @@ impl Step for ClaimDevice {
             }
             _ => fault.into(),
         })?;
+        ensure_dir(host.as_ref(), DEVICE_CLAIMS, 0o700)?;
         match host.link(&context.record.owner(), &claim) {
             Ok(()) => Ok(Applied::Done(OutcomeV1::Nothing)),
             Err(fault) if fault.kind == FaultKind::AlreadyExists => match self.probe(context)? {

@@ -4,7 +4,7 @@
 use journal_format::{OutcomeV1, ReopenCauseV1, SourceKindV1, StepV1};
 
 use super::host_record::parent_of;
-use super::transfer_image::{Origin, device_differs};
+use super::transfer_image::{Origin, device_differs, source_stamp};
 use super::{Applied, Context, Probe, Step, publishes};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -126,9 +126,14 @@ pub(super) fn read_devices_again(context: &mut Context, this: StepV1) -> Result<
         ));
     }
     for (image, path) in devices {
-        if device_differs(context, image, Origin::Source)? {
+        // One that grew may still begin with what was sent of it.
+        let seen = source_stamp(context, image)?;
+        let known = context.recorder.history().sources.get(image as usize);
+        let (resized, changed) =
+            (known.is_some_and(|known| known.stamp != seen), known.is_some_and(|known| known.changed));
+        if resized || device_differs(context, image, Origin::Source)? {
             let why = format!("{path} on {} changed since it was read", source.name());
-            if context.recorder.history().sources.get(image as usize).is_some_and(|known| known.changed) {
+            if changed {
                 return Err(Failure::turn_back(
                     format!("{why}, not for the first time"),
                     "see who writes to it, then clone again",

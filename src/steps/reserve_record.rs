@@ -4,9 +4,7 @@ use journal_format::frame::ChainEnd;
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{Epoch, EventV1, Inode, OutcomeV1, RecordV1};
 
-use super::host_record::{
-    CLAIMS, DEVICE_CLAIMS, HOST_ROOT, OWNER_BYTES_MAX, STATE_ROOT, ensure_dir, remove_record, remove_tree,
-};
+use super::host_record::{CLAIMS, HOST_ROOT, OWNER_BYTES_MAX, STATE_ROOT, ensure_dir, remove_record, remove_tree};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::world::{FaultKind, OwnerLock};
@@ -37,7 +35,7 @@ impl Step for ReserveRecord {
             return Ok(Applied::Done(OutcomeV1::Made { inode }));
         }
         let (host, record) = (&context.destination, &context.record);
-        for directory in [STATE_ROOT, HOST_ROOT, CLAIMS, DEVICE_CLAIMS] {
+        for directory in [STATE_ROOT, HOST_ROOT, CLAIMS] {
             ensure_dir(host.as_ref(), directory, 0o700)?;
         }
         for rest in [&record.new, &record.gone] {
