@@ -11,8 +11,9 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{
-    BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1, LayerV1,
-    NewDirectoryV1, OptionsV1, PlanV1, ReplacedV1, RequestV1, SourceKindV1, StepV1, TxnId, UnixMillis,
+    BackingV1, CleanUpStepV1, ControllerId, DeviceV1, DirectoryV1, DomainUuid, EndpointV1, ImageRoleV1, ImageV1,
+    LayerV1, NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, ReplacedV1, RequestV1, SourceKindV1, StepV1, TxnId,
+    UnixMillis,
 };
 
 use crate::domain::qcow2::{Qcow2Error, renamed_backing};
@@ -46,6 +47,14 @@ pub enum PlanError {
         what: String,
         /// Why.
         why: NoDirectory,
+    },
+    /// A device cannot take a disk.
+    #[error("{what}: {path} is no block device that can be told from others")]
+    NoDevice {
+        /// What of the VM it is.
+        what: String,
+        /// The device, as it was typed.
+        path: String,
     },
     /// The header of an image has no room for the name of the one below it.
     #[error("{path}: its header cannot name {reference}, where the image below it will be: {why}")]
@@ -88,7 +97,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
     let definition = clone_definition(&mut rewriting, survey, txn)?;
     let snapshots = snapshots::snapshots(&mut rewriting, survey)?;
     let pools = touched_pools(survey, &directories);
-    let mut steps = forward_steps(request, directories.len(), new_directories.len(), images.len());
+    let mut steps = forward_steps(request, directories.len(), new_directories.len(), &images);
     steps.extend((0..snapshots.len()).map(|snapshot| StepV1::DefineSnapshot { snapshot: number(snapshot) }));
     steps.extend(replaced.as_ref().map(|_| StepV1::StopOldVm));
     let clean_up = clean_up_steps(request, survey, replaced.as_ref(), directories.len(), pools.len());
@@ -160,12 +169,23 @@ fn lay_out(
     let mut images = Vec::new();
     for file in &survey.source.files {
         let image = file.image().ok_or_else(|| PlanError::NoImage { what: file.what() })?;
+        if let Some(typed) = placement::device_of(request, file) {
+            let (path, device) = planned_device(survey, typed)
+                .ok_or_else(|| PlanError::NoDevice { what: file.what(), path: typed.to_owned() })?;
+            images.push(ImageV1 {
+                place: PlaceV1::Device { device },
+                staging_path: path.clone(),
+                final_path: path,
+                ..planned_image(survey, file, image)?
+            });
+            continue;
+        }
         let facts = placement::directory_for(request, &survey.destination, file)
             .map_err(|why| PlanError::NoDirectory { what: file.what(), why })?;
         let index = directory_number(&mut directories, facts, txn, circumstances);
         let final_path = placement::final_path(request, (&survey.new_name, txn), &survey.destination, facts, file);
         images.push(ImageV1 {
-            directory: number(index),
+            place: PlaceV1::Directory { directory: number(index) },
             staging_path: format!("{}/{}", directories[index].staging, placement::staged_name(file)),
             final_path: final_path.unwrap_or_else(|| tpm_state(survey, clone_uuid)),
             ..planned_image(survey, file, image)?
@@ -212,6 +232,13 @@ fn reference_to(source: &str, from: &str, to: &str) -> String {
     }
 }
 
+/// A device that may be written over, with its node.
+fn planned_device(survey: &Survey, typed: &str) -> Option<(String, DeviceV1)> {
+    let target = survey.destination.devices.get(typed)?;
+    let facts = target.facts.as_ref()?;
+    Some((target.path.clone(), DeviceV1 { identity: facts.identity.clone()?, bytes: facts.bytes }))
+}
+
 /// What is known of an image before it has a place.
 fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> Result<ImageV1, PlanError> {
     let source_kind = file.source_kind();
@@ -236,7 +263,7 @@ fn planned_image(survey: &Survey, file: &SourceFile, image: &ImageFacts) -> Resu
         source_path: image.path.clone(),
         source_stamp: file.stamp().ok_or_else(unreadable)?,
         allocated_bytes: file.allocated_bytes().ok_or_else(unreadable)?,
-        directory: 0,
+        place: PlaceV1::Directory { directory: 0 },
         staging_path: String::new(),
         final_path: String::new(),
         mode,
@@ -354,7 +381,11 @@ impl<'a, 'r> Rewriting<'a, 'r> {
         };
         for disk in &definition.disks {
             let Some(top) = self.file_of(disk) else { continue };
-            changes.disk_files.extend(self.images.get(top).map(|image| (disk.index, image.final_path.clone())));
+            if let Some(image) = self.images.get(top) {
+                let written =
+                    if image.device().is_some() { &mut changes.disk_devices } else { &mut changes.disk_files };
+                written.insert(disk.index, image.final_path.clone());
+            }
             let chain = self.chain_files(disk, top);
             changes.chain_files.extend((!chain.is_empty()).then_some((disk.index, chain)));
             let is_flattened = self.survey.source.files.get(top).is_some_and(|file| !file.flattened.is_empty());
@@ -452,18 +483,24 @@ fn touched_pools(survey: &Survey, directories: &[DirectoryV1]) -> Vec<String> {
         .collect()
 }
 
-fn forward_steps(request: &Request, directories: usize, new_directories: usize, images: usize) -> Vec<StepV1> {
+fn forward_steps(request: &Request, directories: usize, new_directories: usize, images: &[ImageV1]) -> Vec<StepV1> {
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
+    let on = |devices: bool| {
+        let images = (0..).zip(images).filter(move |(_, image)| image.device().is_some() == devices);
+        images.map(|(image, _)| image)
+    };
+    steps.extend(on(true).map(|image| StepV1::ClaimDevice { image }));
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory: number(directory) }));
     steps.push(StepV1::DetectSharedStorage);
-    for image in (0..images).map(number) {
-        steps.extend([StepV1::CreateImage { image }, StepV1::TransferImage { image }]);
+    for (image, planned) in (0..).zip(images) {
+        steps.extend(planned.directory().map(|_| StepV1::CreateImage { image }));
+        steps.push(StepV1::TransferImage { image });
         if request.verify {
             steps.push(StepV1::VerifyImage { image });
         }
     }
     steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory: number(directory) }));
-    steps.extend((0..images).map(|image| StepV1::PublishImage { image: number(image) }));
+    steps.extend(on(false).map(|image| StepV1::PublishImage { image }));
     steps.push(StepV1::DefineDomain);
     steps
 }

@@ -8,7 +8,7 @@ use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, Inode};
 use serde::Serialize;
 
 use crate::transfer::manifest;
-use crate::world::{ChunkGeometry, ChunkSink, Fault, FileStat, HashJob, Host, SinkClosed};
+use crate::world::{ChunkGeometry, ChunkSink, Fault, FileKind, FileStat, HashJob, Host, SinkClosed};
 
 /// Differing ranges that are named at most.
 pub const RANGES_MAX: usize = 100;
@@ -59,14 +59,15 @@ pub struct ImageVerdict {
 
 /// Re-reads an image from its disk. `progress` is told how many bytes were dealt with.
 pub fn verify(host: &dyn Host, image: &Expected, progress: &mut dyn FnMut(u64)) -> Result<ImageVerdict, Fault> {
-    let Some(stat) = host.stat(&image.path)? else { return Ok(image.verdict(None, Vec::new(), false)) };
+    let Some(node) = host.stat(&image.path)? else { return Ok(image.verdict(None, Vec::new(), false)) };
+    let stat = image.of_its_own(node);
     let only_as_a_whole = manifest::root(image.geometry, &image.chunks) != image.root;
     let now = ChunkGeometry { image_bytes: stat.size, ..image.geometry };
     let comparable = comparable(image.geometry, now);
     let mut sink = Comparison { expected: &image.chunks, found: BTreeMap::new(), ranges: Vec::new(), now, progress };
     let job = HashJob {
         path: image.path.clone(),
-        inode: Some(stat.inode),
+        inode: Some(node.inode),
         geometry: now,
         wanted: std::iter::once(0..comparable).filter(|all| !all.is_empty()).collect(),
         patches: Vec::new(),
@@ -83,7 +84,7 @@ pub fn verify(host: &dyn Host, image: &Expected, progress: &mut dyn FnMut(u64)) 
         push(&mut ranges, comparable * u64::from(now.chunk_bytes)..end);
     }
     // What was written while it was read counts too.
-    let after = host.stat(&image.path)?;
+    let after = host.stat(&image.path)?.map(|node| image.of_its_own(node));
     Ok(image.verdict(after, ranges, only_as_a_whole))
 }
 
@@ -109,6 +110,15 @@ fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
 }
 
 impl Expected {
+    /// What is seen of a device says nothing of when it was written to, and what is behind the image in it is not the image's.
+    fn of_its_own(&self, stat: FileStat) -> FileStat {
+        if stat.kind != FileKind::BlockDevice {
+            return stat;
+        }
+        let size = stat.size.min(self.geometry.image_bytes);
+        FileStat { size, inode: self.inode, mtime_ns: self.mtime_ns, ..stat }
+    }
+
     fn verdict(&self, now: Option<FileStat>, ranges: Vec<Range<u64>>, only_as_a_whole: bool) -> ImageVerdict {
         let size_bytes = self.geometry.image_bytes;
         let as_it_was =

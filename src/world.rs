@@ -145,6 +145,21 @@ pub struct FilesystemFacts {
     pub network: bool,
 }
 
+/// A block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Its node's inode.
+    pub inode: Inode,
+    /// Its capacity.
+    pub bytes: u64,
+    /// What names it for good, over boots and under any path, fit for the name of a file; `None`: nothing does.
+    pub identity: Option<String>,
+    /// A filesystem, swap space or another device uses it, or a part of it.
+    pub in_use: bool,
+    /// It cannot be written to.
+    pub read_only: bool,
+}
+
 /// An attempt at an exclusive lock on the owner file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnerLock {
@@ -474,6 +489,12 @@ pub trait Host {
     /// `unlink`, unless anybody else has a lock on the file (`InUse`): looked at in the same action. Our own image lock on it is
     /// let go of, whatever comes of this.
     fn unlink_unused(&self, path: &str, inode: Inode) -> Result<(), Fault>;
+
+    /// What a block device is; `None` when there is nothing, or no block device.
+    fn device(&self, path: &str) -> Result<Option<DeviceFacts>, Fault>;
+    /// Opens a block device that must be this one (`Changed`), and that no filesystem and no other device uses (`InUse`), for as
+    /// long as the agent lives: until then it stays so, and may be written to. A second time is `Ok`.
+    fn hold_device(&self, path: &str, identity: &str) -> Result<Inode, Fault>;
 
     /// Chunk values of a file, in ascending order, to the sink.
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault>;

@@ -15,7 +15,7 @@ const KINDS: [(u32, &str); 20] = [
     (0xEF53, "ext4"),
     (0x5846_5342, "xfs"),
     (0x9123_683E, "btrfs"),
-    (0x0102_1994, "tmpfs"),
+    (TMPFS, "tmpfs"),
     (0x8584_58F6, "ramfs"),
     (0x2FC1_2FC1, "zfs"),
     (0xF2F5_2010, "f2fs"),
@@ -34,6 +34,7 @@ const KINDS: [(u32, &str); 20] = [
     (FUSE, "fuse"),
 ];
 const FUSE: u32 = 0x6573_5546;
+const TMPFS: u32 = 0x0102_1994;
 
 /// Reached over a network, or shared by several hosts. A FUSE filesystem whose name says nothing counts as one too.
 const NETWORK: [&str; 8] = ["nfs", "cifs", "smb2", "ceph", "9p", "ocfs2", "gfs2", "lustre"];
@@ -52,7 +53,8 @@ pub fn filesystem(path: &str) -> Result<FilesystemFacts, Failure> {
         .iter()
         .find(|(number, _)| *number == magic)
         .map_or_else(|| format!("0x{magic:x}"), |(_, name)| (*name).to_owned());
-    if magic == FUSE {
+    // devtmpfs has the number of tmpfs.
+    if magic == FUSE || magic == TMPFS {
         kind = mounted_kind(device).unwrap_or(kind);
     }
     let network = NETWORK.contains(&kind.as_str()) || (magic == FUSE && !FUSE_LOCAL.contains(&kind.as_str()));

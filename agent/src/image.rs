@@ -34,6 +34,8 @@ pub struct Image {
     path: String,
     bytes: u64,
     access: Access,
+    /// The number of a block device.
+    device: Option<u64>,
     buffered: File,
     /// The same file with `O_DIRECT`, where the access asks for it and the filesystem has it.
     direct: Option<File>,
@@ -52,8 +54,8 @@ impl Image {
     /// device may be larger.
     pub fn open(path: &str, inode: Option<Inode>, geometry: Geometry, access: Access) -> Result<Self, Failure> {
         let aligned = (geometry.chunk_bytes as usize).is_multiple_of(ALIGNMENT);
-        let (image, device) = Self::open_file(path, inode, access, aligned)?;
-        if image.bytes < geometry.image_bytes || (image.bytes > geometry.image_bytes && !device) {
+        let image = Self::open_file(path, inode, access, aligned)?;
+        if image.bytes < geometry.image_bytes || (image.bytes > geometry.image_bytes && image.device.is_none()) {
             let (bytes, expected) = (image.bytes, geometry.image_bytes);
             let detail = format!("open image {path}: it has {bytes} bytes now, expected {expected}");
             return Err(failure(FailureKind::Changed, detail));
@@ -63,11 +65,11 @@ impl Image {
 
     /// Opens a regular file or block device of whatever size, to be read.
     pub fn open_whole(path: &str, access: Access) -> Result<Self, Failure> {
-        Self::open_file(path, None, access, true).map(|(image, _)| image)
+        Self::open_file(path, None, access, true)
     }
 
-    /// Opens it, and says whether it is a device. `aligned`: past the page cache, where that is asked for.
-    fn open_file(path: &str, inode: Option<Inode>, access: Access, aligned: bool) -> Result<(Self, bool), Failure> {
+    /// `aligned`: past the page cache, where that is asked for.
+    fn open_file(path: &str, inode: Option<Inode>, access: Access, aligned: bool) -> Result<Self, Failure> {
         let operation = || format!("open image {path}");
         let mut options = OpenOptions::new();
         options.read(access != Access::Write).write(access == Access::Write);
@@ -76,8 +78,8 @@ impl Image {
         if let Some(inode) = inode.filter(|inode| inode.0 != found.ino()) {
             return Err(changed("open image", path, inode, found.ino()));
         }
-        let device = found.file_type().is_block_device();
-        if !found.is_file() && !device {
+        let device = found.file_type().is_block_device().then(|| found.rdev());
+        if !found.is_file() && device.is_none() {
             return Err(failure(FailureKind::Unsupported, format!("open image {path}: not a file or block device")));
         }
         let bytes = image_bytes(&buffered).map_err(|error| refused(operation(), errno(&error)))?;
@@ -86,14 +88,19 @@ impl Image {
             .flatten()
             // The name may have changed hands between the two.
             .filter(|direct| direct.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino())));
-        let image = Self { path: path.to_owned(), bytes, access, buffered, direct, patches: Vec::new() };
+        let image = Self { path: path.to_owned(), bytes, access, device, buffered, direct, patches: Vec::new() };
         match access {
             Access::Read => image.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL)?,
             // Only what is on the disk can be dropped from the cache.
             Access::Reread => image.sync()?,
             Access::Write => {}
         }
-        Ok((image, device))
+        Ok(image)
+    }
+
+    /// The number of a block device; `None`: it is a file.
+    pub fn device(&self) -> Option<u64> {
+        self.device
     }
 
     /// Its path.

@@ -8,6 +8,7 @@
 
 mod buffer;
 mod counts;
+mod devices;
 mod exit;
 mod extents;
 mod failure;

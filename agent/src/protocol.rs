@@ -29,7 +29,7 @@ pub use codec::{
     ProtocolError, decode_message, decode_reply, decode_request, decode_steer, encode_message, encode_reply,
     encode_request, encode_steer,
 };
-pub use facts::{Counts, FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
+pub use facts::{Counts, DeviceFacts, FileKind, FileStat, FilesystemFacts, Hello, OwnerLock, ProcessId, Ran, Tool};
 pub use frame::{
     CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, PIECE_BYTES_MAX, PIECE_HEADER_BYTES,
     PREAMBLE, PROTOCOL_VERSION, PieceHeader, RELAY_BYTES_MAX, split_frame,
@@ -61,6 +61,8 @@ pub const WANTED_RANGES_MAX: usize = 100_000;
 pub const PATCHES_MAX: usize = 16;
 /// Bytes of a patch at most.
 pub const PATCH_BYTES_MAX: usize = 4096;
+/// Bytes of what names a block device at most: it is the name of a file.
+pub const IDENTITY_BYTES_MAX: usize = 200;
 /// Bytes of a file that `Read` gives at most.
 pub const READ_BYTES_MAX: u64 = 3 << 20;
 /// How long a tool may run: a host with a busy disk takes its time for the tables of a large image.
@@ -253,7 +255,7 @@ pub enum Request {
     HashChunks(HashJob),
     /// Opens a stream of chunks: the source half of a copy.
     SendChunks(SendJob),
-    /// Opens a stream of chunks: the destination half of a copy. Changing.
+    /// Opens a stream of chunks: the destination half of a copy. Changing; a block device must be held (`Fenced`).
     ReceiveChunks(ReceiveJob),
     /// Opens a stream of bytes to libvirt's socket. For `Change` it is open only while the owner lock is held.
     OpenRelay {
@@ -278,6 +280,21 @@ pub enum Request {
     Relabel {
         /// Which file.
         path: String,
+    },
+
+    /// What a block device is. Reply: `Device`.
+    Device {
+        /// Its node.
+        path: String,
+    },
+    /// Opens a block device, which must be this one (`Changed`) and used by no filesystem and no other device (`InUse`), and
+    /// keeps it until the agent ends: until then it stays so, and may be written to by `ReceiveChunks`. A second time is fine.
+    /// Changing. Reply: `Made` with its node's inode.
+    HoldDevice {
+        /// Its node.
+        path: String,
+        /// What names it, as `Device` told.
+        identity: String,
     },
 }
 
@@ -327,6 +344,8 @@ pub enum Reply {
     Ran(Option<Ran>),
     /// To `Counts`.
     Counts(Counts),
+    /// To `Device`; `None`: there is nothing, or no block device.
+    Device(Option<DeviceFacts>),
 }
 
 /// About a stream, ahead of everything that waits in it.

@@ -8,6 +8,7 @@ use kvm_clone_agent::protocol::{
     Attach, Failure, FailureKind, Message, RelayPurpose, Reply, Request, Role, SILENCE_SECONDS_MAX,
 };
 
+use crate::devices::{self, Devices};
 use crate::failure::{errno, failure, refused};
 use crate::guard::{Change, Guard, check_path};
 use crate::locks::Locks;
@@ -25,6 +26,7 @@ pub struct Worker {
     silence: Arc<Silence>,
     attached: Option<Attached>,
     locks: Locks,
+    devices: Devices,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,7 @@ struct Attached {
 impl Worker {
     /// A worker that nobody is attached to.
     pub fn new(outbox: Arc<Outbox>, streams: Arc<Streams>, silence: Arc<Silence>) -> Self {
-        Self { outbox, streams, silence, attached: None, locks: Locks::default() }
+        Self { outbox, streams, silence, attached: None, locks: Locks::default(), devices: Devices::default() }
     }
 
     /// Carries out one request and answers it, or starts its stream.
@@ -101,6 +103,7 @@ impl Worker {
             | Request::List { .. }
             | Request::Resolve { .. }
             | Request::Filesystem { .. }
+            | Request::Device { .. }
             | Request::IdsOf { .. } => look(request),
             Request::Counts => Ok(Reply::Counts(counts::now())),
             Request::RunTool { tool } => {
@@ -208,6 +211,10 @@ impl Worker {
                 self.check(Change::Path(&path))?;
                 tools::relabel(&path).map(Reply::Ran)
             }
+            Request::HoldDevice { path, identity } => {
+                self.check(Change::Path(&path))?;
+                self.devices.hold(&path, &identity).map(made)
+            }
             Request::UnlinkUnused { path, inode } => {
                 self.check(Change::Path(&path))?;
                 self.locks.unlink_unused(&path, inode).map(done)
@@ -232,6 +239,10 @@ impl Worker {
             (Request::ReceiveChunks(job), Stream::Incoming(receiver)) => {
                 self.check(Change::Path(&job.path))?;
                 let target = Target::open(&job)?;
+                if target.image.device().is_some_and(|number| !self.devices.holds(number)) {
+                    let detail = format!("write to {}: this agent does not hold that device", job.path);
+                    return Err(failure(FailureKind::Fenced, detail));
+                }
                 self.spawn(id, false, move || receiver.run(&target))
             }
             (Request::OpenRelay { purpose }, Stream::Relay(relay)) => {
@@ -296,6 +307,10 @@ fn look(request: Request) -> Result<Reply, Failure> {
         Request::Filesystem { path } => {
             check_path(&path)?;
             filesystem::filesystem(&path).map(Reply::Filesystem)
+        }
+        Request::Device { path } => {
+            check_path(&path)?;
+            devices::look(&path).map(Reply::Device)
         }
         Request::IdsOf { user, group } => {
             filesystem::ids_of(&user, &group).map(|(user, group)| Reply::Ids { user, group })

@@ -32,6 +32,7 @@ pub fn read_domain_xml(data: &[u8]) {
         title: Change::Set("title".into()),
         emulator: Some("/emulator".into()),
         disk_files: definition.images().map(|disk| (disk.index, format!("/new/{}'\"", disk.index))).collect(),
+        disk_devices: std::collections::BTreeMap::new(),
         variables: Some("/new/'variables'".into()),
         chain_files: definition
             .images()

@@ -155,8 +155,8 @@ pub struct ImageV1 {
     pub source_stamp: SourceStampV1,
     /// Bytes allocated on the source when it was planned: an estimate for space and progress.
     pub allocated_bytes: u64,
-    /// Index into `PlanV1::directories`.
-    pub directory: u32,
+    /// What keeps it on the destination.
+    pub place: PlaceV1,
     /// The staged image, inside that directory's staging.
     pub staging_path: String,
     /// The image's final name.
@@ -174,13 +174,6 @@ pub struct ImageV1 {
     pub flattened: Vec<LayerV1>,
 }
 
-impl ImageV1 {
-    /// Format of the clone's image.
-    pub fn clone_format(&self) -> ImageFormat {
-        if self.flattened.is_empty() { self.format } else { ImageFormat::Raw }
-    }
-}
-
 /// An image of the source below another one, that is read through it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerV1 {
@@ -192,6 +185,53 @@ pub struct LayerV1 {
     pub source_path: String,
     /// Its format, as the image above or the definition says, never probed.
     pub format: ImageFormat,
+}
+
+impl ImageV1 {
+    /// Format of the clone's image.
+    pub fn clone_format(&self) -> ImageFormat {
+        if self.flattened.is_empty() { self.format } else { ImageFormat::Raw }
+    }
+
+    /// Index into `PlanV1::directories`, of an image that becomes a file.
+    pub fn directory(&self) -> Option<u32> {
+        match self.place {
+            PlaceV1::Directory { directory } => Some(directory),
+            PlaceV1::Device { .. } => None,
+        }
+    }
+
+    /// The block device that is written over.
+    pub fn device(&self) -> Option<&DeviceV1> {
+        match &self.place {
+            PlaceV1::Device { device } => Some(device),
+            PlaceV1::Directory { .. } => None,
+        }
+    }
+}
+
+/// What keeps an image on the destination. Variants are only appended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlaceV1 {
+    /// A file of its own, which is staged.
+    Directory {
+        /// Index into `PlanV1::directories`.
+        directory: u32,
+    },
+    /// A block device, whose node is both `staging_path` and `final_path`: nothing is staged, and nothing published.
+    Device {
+        /// Which one.
+        device: DeviceV1,
+    },
+}
+
+/// A block device of the destination that is written over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceV1 {
+    /// What names it for good, over boots and under any path; fit for the name of a file.
+    pub identity: String,
+    /// Its bytes when it was planned: at least those of the image.
+    pub bytes: u64,
 }
 
 /// What keeps an image on the source. Variants are only appended.
@@ -334,6 +374,11 @@ pub enum StepV1 {
     DefineSnapshot {
         /// Index into `PlanV1::snapshots`.
         snapshot: u32,
+    },
+    /// The reservation of the block device that takes an image.
+    ClaimDevice {
+        /// Which image.
+        image: u32,
     },
 }
 

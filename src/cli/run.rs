@@ -106,9 +106,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     directory: Option<String>,
     /// Put the image of one disk (its target name, such as vda) into a pool, POOL/NAME, or to a path, /DIR/NAME, under that
-    /// name; may be given several times, for one VM only
+    /// name, or onto a block device, /dev/NAME (see --overwrite-device); may be given several times, for one VM only
     #[arg(long, value_name = "TARGET=PLACE", conflicts_with_all = ["all"])]
     disk_map: Vec<String>,
+    /// Write over this block device of the destination, whose path was given to --disk-map (TARGET=/dev/...): what it holds is
+    /// lost, and no rollback brings it back. May be given several times
+    #[arg(long, value_name = "PATH", requires = "disk_map")]
+    overwrite_device: Vec<String>,
     /// Leave behind what is not carried of this kind: a device of that name in the definition, snapshots, checkpoints or
     /// managed-save; what can be carried arrives all the same. May be given several times
     #[arg(long = "drop", value_name = "KIND", value_parser = drop_kind())]
@@ -408,6 +412,7 @@ impl RunArgs {
         request.network_map = self.network_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.disk_map = self.disk_map.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         request.dropped = self.dropped.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        request.overwritten.clone_from(&self.overwrite_device);
         request.start = self.start;
         request.preserve_mac = self.preserve_mac;
         request.preserve_uuid = self.preserve_uuid;

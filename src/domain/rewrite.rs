@@ -46,6 +46,8 @@ pub struct Rewrite {
     pub emulator: Option<String>,
     /// Image files, by the index of the disk. A device or a volume becomes a file.
     pub disk_files: BTreeMap<usize, String>,
+    /// Block devices, likewise. A file or a volume becomes a device.
+    pub disk_devices: BTreeMap<usize, String>,
     /// Files below a disk's own image, from the top down, by the index of the disk; as many as the definition names.
     pub chain_files: BTreeMap<usize, Vec<String>>,
     /// Disks that become raw images which stand on nothing, by the index of the disk.
@@ -172,6 +174,7 @@ fn rewrite_devices(
     let plugs = !rewrite.macs.is_empty() || !rewrite.networks.is_empty();
     if rewrite.emulator.is_none()
         && rewrite.disk_files.is_empty()
+        && rewrite.disk_devices.is_empty()
         && rewrite.chain_files.is_empty()
         && rewrite.flattened.is_empty()
         && rewrite.emptied.is_empty()
@@ -186,11 +189,13 @@ fn rewrite_devices(
             None => edits.prepend_inside(devices, &element("emulator", emulator)?),
         }
     }
-    for (index, file) in &rewrite.disk_files {
+    let files = rewrite.disk_files.iter().map(|place| (place, ("file", "file")));
+    let devices_to = rewrite.disk_devices.iter().map(|place| (place, ("block", "dev")));
+    for ((index, path), kind) in files.chain(devices_to) {
         let missing = || DomainError::NoSuchTarget { what: format!("disk {index} (counted from 0)") };
         let disk = named(devices, "disk").nth(*index).ok_or_else(missing)?;
         let was = definition.disks.get(*index).map(|disk| &disk.source);
-        rewrite_disk(edits, disk, was.ok_or_else(missing)?, file)?.ok_or_else(missing)?;
+        rewrite_disk(edits, disk, was.ok_or_else(missing)?, kind, path)?.ok_or_else(missing)?;
     }
     for (index, files) in &rewrite.chain_files {
         let missing = || DomainError::NoSuchTarget { what: format!("the chain of disk {index} (counted from 0)") };
@@ -213,25 +218,31 @@ fn rewrite_devices(
     rewrite_interfaces(edits, definition, devices, rewrite)
 }
 
-/// A file, a device or a volume gives way to a file; `None`: anything else would need more than that.
+/// A file, a device or a volume gives way to a file or a device, by the disk's type and its source's attribute; `None`: anything
+/// else would need more than that.
 fn rewrite_disk(
     edits: &mut Edits<'_>,
     disk: Node<'_, '_>,
     was: &DiskSource,
-    file: &str,
+    (kind, attribute): (&str, &str),
+    path: &str,
 ) -> Result<Option<()>, DomainError> {
     let Some(source) = child(disk, "source") else { return Ok(None) };
-    match was {
-        DiskSource::File(_) => return edits.set_attribute(source, "file", file).map(Some),
-        DiskSource::Device(_) => edits.rename_attribute(source, ("dev", "file"), file)?,
+    let before = match was {
+        DiskSource::File(_) => "file",
+        DiskSource::Device(_) => "dev",
         DiskSource::Volume { .. } => {
             edits.remove_attribute(source, "volume");
             edits.remove_attribute(source, "mode");
-            edits.rename_attribute(source, ("pool", "file"), file)?
+            "pool"
         }
         DiskSource::Empty | DiskSource::Elsewhere { .. } => return Ok(None),
     };
-    edits.set_attribute(disk, "type", "file").map(Some)
+    if before == attribute {
+        return edits.set_attribute(source, attribute, path).map(Some);
+    }
+    edits.rename_attribute(source, (before, attribute), path)?;
+    edits.set_attribute(disk, "type", kind).map(Some)
 }
 
 /// A raw image on nothing: what libvirt knows of chains and of qcow2 alone goes. `None`: its format is not written.

@@ -13,7 +13,7 @@ use crate::history::Last;
 use crate::journal::recorder::Recorder;
 use crate::journal::{Journal, JournalError};
 use crate::observer::Observer;
-use crate::steps::host_record::{CLAIMS, HOST_ROOT, HostRecord};
+use crate::steps::host_record::{HOST_ROOT, HostRecord, parent_of};
 use crate::steps::{self, Context, Counted, Probe};
 use crate::world::{FaultKind, Side, World};
 
@@ -105,7 +105,7 @@ fn give_up(context: &mut Context, reason: &str) -> Result<Ending, Failure> {
         }
         // Before the claim goes: without a durable mark another copy of the journal would act on what it no longer holds.
         context.destination.sync(&context.record.directory)?;
-        release_claim(context)?;
+        release_claims(context)?;
     } else if context.destination.stat(HOST_ROOT)?.is_some() {
         // A rollback may have died after it took the record away and before that was durable: it must not come back.
         context.destination.sync(HOST_ROOT)?;
@@ -114,21 +114,25 @@ fn give_up(context: &mut Context, reason: &str) -> Result<Ending, Failure> {
     Ok(Ending::Abandoned { left: Some(what_is_left(context)) })
 }
 
-fn release_claim(context: &mut Context) -> Result<(), Failure> {
+fn release_claims(context: &mut Context) -> Result<(), Failure> {
     let (host, record) = (context.destination.clone(), &context.record);
     let owner = host.stat(&record.abandoned())?.map(|owner| owner.inode);
-    let claim = host.stat(&record.claim)?.map(|claim| claim.inode);
-    if let (Some(owner), Some(claim)) = (owner, claim)
-        && owner == claim
-    {
-        host.unlink(&record.claim, owner)?;
+    for claim in context.claims() {
+        if let (Some(owner), Some(found)) = (owner, host.stat(&claim)?)
+            && owner == found.inode
+        {
+            host.unlink(&claim, owner)?;
+        }
+        host.sync(parent_of(&claim))?;
     }
-    host.sync(CLAIMS)?;
-    let claimed =
-        context.history_of(StepV1::ClaimName).is_some_and(|step| !matches!(step.last, Last::None | Last::Undone));
-    if claimed && context.recorder.history().abandoned.is_none() {
-        let step = context.place_of(StepV1::ClaimName)?;
-        context.recorder.append(context.world.now(), EventV1::Undone { step })?;
+    let plan = context.plan.clone();
+    for planned in &plan.steps {
+        let claims = matches!(planned, StepV1::ClaimName | StepV1::ClaimDevice { .. });
+        let last = context.history_of(*planned).map_or(Last::None, |step| step.last);
+        if claims && !matches!(last, Last::None | Last::Undone) && context.recorder.history().abandoned.is_none() {
+            let step = context.place_of(*planned)?;
+            context.recorder.append(context.world.now(), EventV1::Undone { step })?;
+        }
     }
     Ok(())
 }

@@ -12,13 +12,14 @@ use journal_format::{
     ReopenCauseV1, ReplacedV1, SourceKindV1, StepV1,
 };
 
+use super::forward::is_anything_published;
 use super::reopen;
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
 use crate::domain::{Definition, DiskSource, same, uncarried_image, unflattened_image};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX, parent_of};
-use crate::steps::{self, Context};
+use crate::steps::{self, Context, Origin};
 use crate::world::{DomainFacts, DomainState, FaultKind, FileKind, Host, OwnerLock, ProcessId, Side, World};
 
 /// A silent agent ends by itself after 30 s.
@@ -457,7 +458,7 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
     let differs = kind == SourceKindV1::Device
         && last == Last::Done
         && known == Some(seen)
-        && steps::device_differs(context, image)?;
+        && steps::device_differs(context, image, Origin::Source)?;
     if known != Some(seen) || differs {
         must_be_carried(context, context.image(image)?)?;
     }
@@ -471,12 +472,33 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
         // Only its ctime moved, as a refused start does: no byte was written.
         return Ok(());
     }
-    if context.plan.steps.iter().any(|step| {
-        matches!(step, StepV1::PublishImage { .. })
-            && context.history_of(*step).is_some_and(|step| step.last != Last::None)
-    }) {
+    if is_anything_published(context) {
         return Err(Failure::turn_back(format!("{why}, after the first image was published"), "clone again"));
     }
     context.recorder.observer.warning(&format!("{target}: {why}; what differs is sent again"));
     reopen(context, transfer, ReopenCauseV1::SourceChanged, &why)
+}
+
+/// Compares the devices that were written to with what was sent: no time and no lock tells whether somebody wrote to them since.
+/// Each is held from here on. What differs is sent again, unless something was published.
+pub(super) fn compare_devices(context: &mut Context) -> Result<(), Failure> {
+    let plan = context.plan.clone();
+    for (image, planned) in (0_u32..).zip(&plan.images) {
+        let transfer = StepV1::TransferImage { image };
+        let last = context.history_of(transfer).map_or(Last::None, |step| step.last);
+        if planned.device().is_none() || last != Last::Done {
+            continue;
+        }
+        steps::hold_device(context, image)?;
+        if !steps::device_differs(context, image, Origin::Destination)? {
+            continue;
+        }
+        let why = format!("{} on {} was written to by somebody else", planned.final_path, context.destination.name());
+        if is_anything_published(context) {
+            return Err(Failure::turn_back(why, "see who writes to it, then clone again"));
+        }
+        context.recorder.observer.warning(&format!("{}: {why}; what differs is sent again", planned.role));
+        reopen(context, transfer, ReopenCauseV1::EffectGone, &why)?;
+    }
+    Ok(())
 }

@@ -64,7 +64,7 @@ pub(super) fn clean_up(context: &mut Context, record: bool) -> Result<Ending, Fa
 /// locked is somebody's already, and is seen at the renaming.
 fn keep_still(context: &Context, record: bool) {
     if record && context.plan.replaced.is_some() && !context.is_cleaned_up(CleanUpStepV1::FinishDomain) {
-        for image in &context.plan.images {
+        for image in context.plan.images.iter().filter(|image| image.device().is_none()) {
             drop(context.destination.lock_image(&image.final_path));
         }
     }
@@ -115,7 +115,8 @@ fn ending(context: &Context, present: &[Option<bool>], warnings: Vec<String>) ->
 fn present_images(context: &Context) -> Vec<Option<bool>> {
     let host = context.destination.as_ref();
     let look = |image: &ImageV1| {
-        let directory = context.directory(image.directory).ok()?;
+        // A device is no file that somebody deletes.
+        let directory = context.directory(image.directory()?).ok()?;
         steps::must_be_in_place(host, directory).ok()?;
         Some(host.stat(&image.final_path).ok()?.is_some())
     };

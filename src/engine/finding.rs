@@ -41,7 +41,8 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             StepV1::CreateImage { image }
             | StepV1::TransferImage { image }
             | StepV1::VerifyImage { image }
-            | StepV1::PublishImage { image },
+            | StepV1::PublishImage { image }
+            | StepV1::ClaimDevice { image },
         ) => {
             let image = plan.images.get(image as usize);
             let users = image.map(|image| format!("fuser -v {}", shell_word(&image.final_path)));

@@ -26,6 +26,7 @@ pub(super) fn forward(context: &mut Context) -> Result<(), Failure> {
         steps::must_be_in_place(context.destination.as_ref(), directory)?;
     }
     name_must_be_free(context)?;
+    attempt::compare_devices(context)?;
     let mut late = LateLanding::default();
     for _ in 0..REOPENINGS_MAX {
         if all_steps(context, &mut late)? == Pass::Through && ready(context)? {
@@ -146,6 +147,7 @@ fn failed(context: &mut Context, place: StepRef, failure: Failure) -> Result<Fai
 /// The barrier's questions: is the source still what was cloned, is everything durable, is every step still so?
 fn ready(context: &mut Context) -> Result<bool, Failure> {
     attempt::compare_source(context)?;
+    attempt::compare_devices(context)?;
     let directories = context.plan.directories.iter().map(|directory| directory.path.clone());
     for path in directories.chain([LIBVIRT_DEFINITIONS.to_owned(), LIBVIRT_STATE.to_owned()]) {
         if context.destination.stat(&path)?.is_some() {
@@ -175,8 +177,8 @@ pub(super) fn last_of(context: &Context, step: StepV1) -> Last {
     context.history_of(step).map_or(Last::None, |step| step.last)
 }
 
-fn is_anything_published(context: &Context) -> bool {
-    let mut publishing = context.plan.steps.iter().filter(|step| matches!(step, StepV1::PublishImage { .. }));
+pub(super) fn is_anything_published(context: &Context) -> bool {
+    let mut publishing = context.plan.steps.iter().filter(|step| steps::publishes(**step));
     publishing.any(|step| last_of(context, *step) != Last::None)
 }
 

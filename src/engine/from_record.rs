@@ -146,7 +146,9 @@ fn committed_past(context: &mut Context) -> Result<(), Failure> {
 
 /// Staging is removed after autostart and start; and who used the clone wrote to it.
 fn is_untouched(context: &Context) -> Result<bool, Failure> {
-    for (index, image) in (0u32..).zip(&context.plan.images) {
+    let images = (0u32..).zip(&context.plan.images);
+    // Whether a device was written to nobody can tell.
+    for (index, image) in images.filter(|(_, image)| image.device().is_none()) {
         let transfer = StepV1::TransferImage { image: index };
         let Some(staged) = context.destination.stat(&image.staging_path)? else { return Ok(false) };
         let as_committed = matches!(context.outcome_of(transfer), Some(OutcomeV1::Transferred { source_size, mtime_ns, .. })

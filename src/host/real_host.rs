@@ -12,8 +12,8 @@ use super::connect::{Connector, Role};
 use super::copy;
 use super::libvirt::Libvirt;
 use crate::world::{
-    ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, HashJob, Host,
-    HostFacts, ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, SnapshotFacts,
+    ChunkSink, DeviceFacts, DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, HashJob,
+    Host, HostFacts, ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, SnapshotFacts,
 };
 
 /// How long the agent may take for what touches little: it may wait for a busy disk.
@@ -369,6 +369,23 @@ impl Host for RealHost {
         self.ask(&request, LONG_SECONDS_MAX, || format!("unlink {path}, unless it is in use"), done)
     }
 
+    fn device(&self, path: &str) -> Result<Option<DeviceFacts>, Fault> {
+        let request = Request::Device { path: path.into() };
+        self.quick(
+            &request,
+            || format!("look at the device {path}"),
+            |reply| match reply {
+                Reply::Device(device) => Some(device.map(device_facts)),
+                _ => None,
+            },
+        )
+    }
+
+    fn hold_device(&self, path: &str, identity: &str) -> Result<Inode, Fault> {
+        let request = Request::HoldDevice { path: path.into(), identity: identity.into() };
+        self.quick(&request, || format!("hold the device {path}"), made)
+    }
+
     fn hash_chunks(&self, job: &HashJob, sink: &mut dyn ChunkSink) -> Result<(), Fault> {
         self.block_on(copy::hash(&self.client, job, &self.connector.options.interrupt, sink))
     }
@@ -509,6 +526,11 @@ fn file_stat(stat: wire::FileStat) -> FileStat {
         mtime_ns: stat.mtime_ns,
         ctime_ns: stat.ctime_ns,
     }
+}
+
+fn device_facts(device: wire::DeviceFacts) -> DeviceFacts {
+    let wire::DeviceFacts { inode, bytes, identity, in_use, read_only } = device;
+    DeviceFacts { inode, bytes, identity, in_use, read_only }
 }
 
 /// By the exit status that qemu-img's manual gives for `check`.

@@ -67,7 +67,12 @@ pub fn mapping_of<'r>(request: &'r Request, file: &SourceFile) -> Option<&'r Dis
 
 /// Where this file of a disk is to go: by its own mapping, or as all of them.
 pub fn target_of(request: &Request, file: &SourceFile) -> Target {
-    mapping_of(request, file).map_or_else(|| request.target.clone(), |mapping| mapping.to.target())
+    mapping_of(request, file).and_then(|mapping| mapping.to.target()).unwrap_or_else(|| request.target.clone())
+}
+
+/// The block device that this file goes onto, as it was typed; it has no directory and no name then.
+pub fn device_of<'r>(request: &'r Request, file: &SourceFile) -> Option<&'r str> {
+    mapping_of(request, file).and_then(|mapping| mapping.to.device())
 }
 
 /// A name in a directory.
@@ -77,6 +82,9 @@ pub fn join(directory: &str, name: &str) -> String {
 
 /// The paths that the survey has to look at, for one file of the source.
 pub fn candidate_directories(request: &Request, pools: &[PoolSurvey], file: &SourceFile) -> BTreeSet<String> {
+    if device_of(request, file).is_some() {
+        return BTreeSet::new();
+    }
     let pool_path = |name: &str| find_pool(pools, name).and_then(|pool| pool.facts.path.clone());
     match &file.role {
         ImageRoleV1::Nvram => BTreeSet::from([parent_of(&file.path), places::VARIABLES].map(str::to_owned)),
@@ -185,7 +193,7 @@ pub fn extension(format: ImageFormat) -> &'static str {
 /// The file name that a file of the clone should have; `None` where it has a directory of its own.
 pub fn preferred_name(request: &Request, new_name: &DomainName, file: &SourceFile) -> Option<String> {
     if let Some(mapping) = mapping_of(request, file) {
-        return Some(mapping.to.name().to_owned());
+        return mapping.to.name().map(str::to_owned);
     }
     match &file.role {
         ImageRoleV1::Nvram => Some(new_name.variables_file(places::variables_extension(file.clone_format()))),

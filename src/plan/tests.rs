@@ -170,7 +170,7 @@ fn a_directory_that_is_missing_gives_way_to_the_default_pool() {
     let plan = plan_of(&request, &survey).unwrap();
     assert_eq!(plan.directories.len(), 1, "both disks in one");
     assert_eq!(plan.images[1].final_path, format!("{IMAGES}/web01_clone-vdb.img"));
-    assert_eq!((plan.images[0].directory, plan.images[1].directory), (0, 0));
+    assert_eq!((plan.images[0].directory(), plan.images[1].directory()), (Some(0), Some(0)));
     survey.destination.pools[0].facts.active = false;
     assert!(matches!(plan_of(&request, &survey), Err(PlanError::NoDirectory { .. })));
 }
@@ -358,7 +358,7 @@ proptest! {
         let mut seen = BTreeSet::new();
         let txn = plan.txn.to_string();
         for disk in &plan.images {
-            let directory = &plan.directories[disk.directory as usize];
+            let directory = &plan.directories[disk.directory().unwrap() as usize];
             prop_assert!(seen.insert(disk.staging_path.clone()) && seen.insert(disk.final_path.clone()), "{disk:?}");
             prop_assert_eq!(parent_of(&disk.final_path), &directory.path);
             prop_assert_eq!(parent_of(&disk.staging_path), &directory.staging);

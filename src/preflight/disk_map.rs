@@ -6,7 +6,7 @@ use journal_format::ImageRoleV1;
 
 use super::replace::is_up_to_date;
 use super::{BlockerKind, Report};
-use crate::plan::placement::{directory_for, is_taken, join, mapping_of, preferred_name};
+use crate::plan::placement::{device_of, directory_for, is_taken, join, mapping_of, preferred_name};
 use crate::request::Request;
 use crate::survey::Survey;
 
@@ -50,6 +50,9 @@ fn check_paths(report: &mut Report, request: &Request, survey: &Survey) {
     let mut users: BTreeMap<String, (String, bool)> = BTreeMap::new();
     for file in &survey.source.files {
         let mapping = mapping_of(request, file);
+        if device_of(request, file).is_some() {
+            continue;
+        }
         let directory = directory_for(request, &survey.destination, file);
         let (Ok(directory), Some(name)) = (directory, preferred_name(request, &survey.new_name, file)) else {
             continue;

@@ -1,6 +1,7 @@
 //! Survey + request → every problem at once, before anything is touched. Pure but for `prepare`, which puts survey,
 //! check, plan and rehearsal in their order; nothing here changes a host.
 
+mod devices;
 mod disk_map;
 mod fit;
 mod left_behind;
@@ -140,12 +141,18 @@ pub enum BlockerKind {
     DiskMapUnused,
     /// The place that a disk was given is taken.
     PathTaken,
+    /// A block device cannot take a disk.
+    Device,
+    /// A transaction has reserved the block device.
+    DeviceClaimed,
+    /// Another controller's transaction has reserved the block device.
+    DeviceHeld,
 }
 
 impl BlockerKind {
     /// The exit status that belongs to it.
     pub fn exit(self) -> u8 {
-        if self == Self::NameHeld { 7 } else { 5 }
+        if matches!(self, Self::NameHeld | Self::DeviceHeld) { 7 } else { 5 }
     }
 }
 
@@ -163,6 +170,8 @@ pub enum WarningKind {
     Replaces,
     /// A file of the VM to be replaced will be left.
     OldFileLeft,
+    /// A block device will be written over.
+    DeviceOverwritten,
     /// The clone will be the same machine as its source to everything that looks at it.
     SameIdentity,
     /// The clone's disks go to a network filesystem.
@@ -273,6 +282,7 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);
     disk_map::check(&mut report, request, survey);
+    devices::check(&mut report, request, survey, controller);
     fit::check(&mut report, request, survey);
     report
 }
@@ -316,7 +326,11 @@ pub fn prepare(
             replace::warn(&mut report, request, &survey, &plan);
             Some(plan)
         }
-        Err(PlanError::NoImage { .. } | PlanError::NoDirectory { .. }) if !report.blockers.is_empty() => None,
+        Err(PlanError::NoImage { .. } | PlanError::NoDirectory { .. } | PlanError::NoDevice { .. })
+            if !report.blockers.is_empty() =>
+        {
+            None
+        }
         Err(error) => {
             let message = format!("{}: {error}.", survey.source.name);
             report.block(BlockerKind::Definition, &survey.source.name, message, "");

@@ -8,7 +8,7 @@ use super::replace::memory_bytes;
 use super::space::Shortage;
 use super::vm::bytes_to_allocate;
 use super::{BlockerKind, Report, Unfinished, WarningKind};
-use crate::plan::placement::{DEFAULT_POOL, NoDirectory, directory_for, target_of};
+use crate::plan::placement::{DEFAULT_POOL, NoDirectory, device_of, directory_for, target_of};
 use crate::request::{Request, Target};
 use crate::shell::shell_word;
 use crate::survey::{ClaimFacts, DirectoryFacts, SourceFile, Survey};
@@ -20,6 +20,10 @@ const RECORD_BYTES: u64 = 16 << 20;
 const STAGING_INODES: u64 = 3;
 /// Inodes of a host record with its parents and the clone's definition.
 const RECORD_INODES: u64 = 8;
+/// Where a host has its devices, whatever filesystem that is.
+const DEVICES: &str = "/dev";
+/// What it is nearly everywhere.
+const DEVICE_FILESYSTEM: &str = "devtmpfs";
 /// Filesystems that have no hard links. A trial would have to write, so the others are believed; one that refuses all
 /// the same fails at the claim or at publishing, which are undone.
 const NO_HARD_LINKS: [&str; 3] = ["vfat", "exfat", "fuse.exfat"];
@@ -120,7 +124,7 @@ fn check_claim(report: &mut Report, survey: &Survey, claim: &ClaimFacts, control
 
 pub(super) fn check_directories(report: &mut Report, request: &Request, survey: &Survey) {
     let mut needs = Needs::default();
-    for file in &survey.source.files {
+    for file in survey.source.files.iter().filter(|file| device_of(request, file).is_none()) {
         match directory_for(request, &survey.destination, file) {
             Ok(directory) => {
                 check_directory(report, survey, directory);
@@ -132,7 +136,12 @@ pub(super) fn check_directories(report: &mut Report, request: &Request, survey: 
             Err(why) => report_missing(report, request, survey, file, &why),
         }
     }
-    let first = survey.source.files.first().map(|file| directory_for(request, &survey.destination, file));
+    let first = survey
+        .source
+        .files
+        .iter()
+        .find(|file| device_of(request, file).is_none())
+        .map(|file| directory_for(request, &survey.destination, file));
     if let Some(Ok(directory)) = first {
         needs.add(directory, memory_bytes(request, survey), 1);
     }
@@ -203,6 +212,17 @@ fn check_directory(report: &mut Report, survey: &Survey, directory: &DirectoryFa
             host,
             format!("{host}: {path} is not a directory."),
             "Say where the disks go with --pool or --directory.",
+        );
+        return;
+    }
+    if directory.filesystem.kind == DEVICE_FILESYSTEM || path == DEVICES || path.starts_with("/dev/") {
+        report.block(
+            BlockerKind::NotADirectory,
+            host,
+            format!(
+                "{host}: {path} holds the host's devices, and no images: what is put there is gone at the next boot."
+            ),
+            "Say where the disks go with --pool or --directory; onto a device, with --disk-map TARGET=/dev/NAME.",
         );
         return;
     }

@@ -3,8 +3,8 @@
 
 use journal_format::{
     AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, EndV1, EndpointV1, Epoch, EventV1,
-    FailureClassV1, FailureV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlanV1, RecordV1,
-    RequestV1, SourceKindV1, SourceStampV1, StepRef, StepV1, UnixMillis,
+    FailureClassV1, FailureV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlaceV1, PlanV1,
+    RecordV1, RequestV1, SourceKindV1, SourceStampV1, StepRef, StepV1, UnixMillis,
 };
 
 /// Bytes of the disk.
@@ -61,7 +61,7 @@ pub fn plan() -> PlanV1 {
             source_path: "/srv/vm/web01.qcow2".to_owned(),
             source_stamp: SourceStampV1 { size: DISK_BYTES, mtime_ns: 1, ctime_ns: 1 },
             allocated_bytes: 1_000_000_000,
-            directory: 0,
+            place: PlaceV1::Directory { directory: 0 },
             staging_path: "/srv/vm/.kvm-clone/0198c0de-1111-7000-8000-0000deadbeef/vda".to_owned(),
             final_path: "/srv/vm/web01_clone-vda.qcow2".to_owned(),
             mode: 0o600,

@@ -331,6 +331,7 @@ fn resource_of(
     let (resource_type, id) = match kind {
         StepV1::ReserveRecord => ("host_record", plan.txn.to_string()),
         StepV1::ClaimName => ("name_claim", plan.request.new_name.clone()),
+        StepV1::ClaimDevice { image } => ("device_claim", plan.images.get(at(image)?)?.device()?.identity.clone()),
         StepV1::CreateStaging { directory } => {
             let directory = plan.directories.get(at(directory)?)?;
             metadata.insert("directory", directory.path.clone().into());
@@ -368,7 +369,7 @@ fn resource_of(
 fn remover(kind: StepV1) -> Option<CleanUpStepV1> {
     match kind {
         StepV1::ReserveRecord => Some(CleanUpStepV1::RemoveRecord),
-        StepV1::ClaimName => Some(CleanUpStepV1::ReleaseClaim),
+        StepV1::ClaimName | StepV1::ClaimDevice { .. } => Some(CleanUpStepV1::ReleaseClaim),
         StepV1::CreateStaging { directory } => Some(CleanUpStepV1::RemoveStaging { directory }),
         _ => None,
     }

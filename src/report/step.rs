@@ -101,6 +101,9 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
             let line = format!("define the snapshot {name} of {}", plan.request.new_name);
             text("define_snapshot", name, line)
         }
+        StepV1::ClaimDevice { image } => about_image(plan, image, "claim_device", |image| {
+            format!("claim the device {}: what it holds is written over, and does not come back", image.final_path)
+        }),
         StepV1::StopOldVm => {
             let name = plan.request.new_name.clone();
             let line = plan.replaced.as_ref().map_or_else(String::new, |old| stopping(&name, old));

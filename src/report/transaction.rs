@@ -157,7 +157,7 @@ pub struct ProgressView {
 /// A thing on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ResourceView {
-    /// `host_record`, `name_claim`, `staging_directory`, `disk` or `domain`.
+    /// `host_record`, `name_claim`, `device_claim`, `staging_directory`, `disk` or `domain`.
     pub resource_type: &'static str,
     /// What names it: a path, a name or a UUID.
     pub resource_id: String,

@@ -1,4 +1,4 @@
-//! `--disk-map TARGET=POOL/NAME` and `TARGET=/ABS/PATH`: where one disk's image goes, and under which name.
+//! `--disk-map TARGET=POOL/NAME`, `TARGET=/ABS/PATH` and `TARGET=/dev/DEVICE`: where one disk's image goes, and under which name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,6 +7,10 @@ use super::{RequestError, Target};
 
 /// A file name has at most so many bytes on every filesystem that is used here.
 const NAME_BYTES_MAX: usize = 255;
+/// Where devices are.
+const DEVICES: &str = "/dev/";
+/// No path of a device is longer.
+const PATH_BYTES_MAX: usize = 1024;
 /// Staging is kept under this name in each directory.
 const STAGING: &str = ".kvm-clone";
 
@@ -36,21 +40,36 @@ pub enum DiskPlace {
         /// The file's name.
         name: String,
     },
+    /// Onto a block device, which must exist, and be named once more where it is allowed to be written over.
+    Device {
+        /// Its path: absolute, in its shortest form, below `/dev`.
+        path: String,
+    },
 }
 
 impl DiskPlace {
     /// The name of the file.
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> Option<&str> {
         match self {
-            Self::Volume { name, .. } | Self::File { name, .. } => name,
+            Self::Volume { name, .. } | Self::File { name, .. } => Some(name),
+            Self::Device { .. } => None,
         }
     }
 
     /// The same, as the place of any file.
-    pub fn target(&self) -> Target {
+    pub fn target(&self) -> Option<Target> {
         match self {
-            Self::Volume { pool, .. } => Target::Pool(pool.clone()),
-            Self::File { directory, .. } => Target::Directory(directory.clone()),
+            Self::Volume { pool, .. } => Some(Target::Pool(pool.clone())),
+            Self::File { directory, .. } => Some(Target::Directory(directory.clone())),
+            Self::Device { .. } => None,
+        }
+    }
+
+    /// The device's path.
+    pub fn device(&self) -> Option<&str> {
+        match self {
+            Self::Device { path } => Some(path),
+            Self::Volume { .. } | Self::File { .. } => None,
         }
     }
 }
@@ -60,6 +79,7 @@ impl fmt::Display for DiskPlace {
         match self {
             Self::Volume { pool, name } => write!(f, "{pool}/{name}"),
             Self::File { directory, name } => write!(f, "{directory}/{name}"),
+            Self::Device { path } => f.write_str(path),
         }
     }
 }
@@ -78,8 +98,9 @@ impl FromStr for DiskMapping {
         let Some((target, place)) = text.split_once('=').filter(|(target, _)| !target.is_empty()) else {
             return Err(bad("there is no TARGET="));
         };
-        if place.starts_with("/dev/") {
-            return Err(bad("a block device cannot be a clone's disk yet, and nothing else belongs into /dev"));
+        if place.starts_with(DEVICES) {
+            let path = device_path(place).ok_or_else(|| bad("it is no path of a device"))?;
+            return Ok(Self { target: target.to_owned(), to: DiskPlace::Device { path } });
         }
         let Some((above, name)) = place.rsplit_once('/') else {
             return Err(bad("there is neither a pool nor a path: a file's name needs a place"));
@@ -106,8 +127,33 @@ impl FromStr for DiskMapping {
     }
 }
 
-/// Checks all mappings together: each disk once, and each place once.
-pub(super) fn check(mappings: &[DiskMapping]) -> Result<(), RequestError> {
+/// A path below `/dev`, in its shortest form.
+fn device_path(text: &str) -> Option<String> {
+    let below = text.strip_prefix(DEVICES)?;
+    let plain = |part: &str| !matches!(part, "" | "." | "..");
+    let fits = text.len() <= PATH_BYTES_MAX && !text.contains(char::is_control);
+    (fits && below.split('/').all(plain)).then(|| text.to_owned())
+}
+
+/// A device is written over only where its very path was typed twice: where an image goes there, and that it may.
+fn check_devices(mappings: &[DiskMapping], overwritten: &[String]) -> Result<(), RequestError> {
+    for (index, path) in overwritten.iter().enumerate() {
+        let is_mapped = mappings.iter().any(|mapping| mapping.to.device() == Some(path));
+        if !is_mapped || overwritten[..index].contains(path) {
+            return Err(RequestError::NothingOverwritten { path: path.clone() });
+        }
+    }
+    for mapping in mappings {
+        if let Some(path) = mapping.to.device().filter(|path| !overwritten.iter().any(|typed| typed == path)) {
+            return Err(RequestError::DeviceNotNamed { target: mapping.target.clone(), path: path.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Checks all mappings together: each disk once, and each place once; and the devices that may be written over.
+pub(super) fn check(mappings: &[DiskMapping], overwritten: &[String]) -> Result<(), RequestError> {
+    check_devices(mappings, overwritten)?;
     for (index, mapping) in mappings.iter().enumerate() {
         for earlier in &mappings[..index] {
             if earlier.target == mapping.target {
@@ -159,8 +205,9 @@ mod tests {
             "vda=/srv/..",
             "vda=/srv/../a",
             "vda=/srv//b/a",
-            "vda=/dev/sdx",
-            "vda=/dev/vg/lv",
+            "vda=/dev/",
+            "vda=/dev/../etc/x",
+            "vda=/dev//sdx",
             "vda=pool/sub/a",
             "vda=pool/",
             "vda=pool/.",
@@ -173,8 +220,26 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_named_twice_or_not_written_over() {
+        let onto = |texts: &[&str], typed: &[&str]| {
+            let typed: Vec<_> = typed.iter().map(|path| (*path).to_owned()).collect();
+            check(&texts.iter().map(|text| mapping(text)).collect::<Vec<_>>(), &typed)
+        };
+        assert_eq!(mapping("vda=/dev/vg/lv").to, DiskPlace::Device { path: "/dev/vg/lv".into() });
+        assert_eq!(onto(&["vda=/dev/sdx", "vdb=p/b"], &["/dev/sdx"]), Ok(()));
+        for typed in [&[][..], &["/dev/sdy"], &["/dev/sdx/"]] {
+            assert!(onto(&["vda=/dev/sdx"], typed).is_err(), "{typed:?}");
+        }
+        for (texts, typed) in [(&["vda=p/a"][..], &["/dev/sdx"][..]), (&["vda=/dev/sdx"], &["/dev/sdx", "/dev/sdx"])] {
+            assert!(matches!(onto(texts, typed), Err(RequestError::NothingOverwritten { .. })), "{typed:?}");
+        }
+        let together = onto(&["vda=/dev/sdx", "vdb=/dev/sdx"], &["/dev/sdx"]);
+        assert!(matches!(together, Err(RequestError::DisksMappedTogether { .. })));
+    }
+
+    #[test]
     fn each_disk_and_each_place_once() {
-        let all = |texts: &[&str]| check(&texts.iter().map(|text| mapping(text)).collect::<Vec<_>>());
+        let all = |texts: &[&str]| check(&texts.iter().map(|text| mapping(text)).collect::<Vec<_>>(), &[]);
         assert_eq!(all(&["vda=p/a", "vdb=p/b", "vdc=/p/a"]), Ok(()));
         assert!(matches!(all(&["vda=p/a", "vda=p/b"]), Err(RequestError::DiskMappedTwice { .. })));
         assert!(matches!(all(&["vda=p/a", "vdb=p/a"]), Err(RequestError::DisksMappedTogether { .. })));

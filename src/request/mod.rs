@@ -71,6 +71,8 @@ pub struct Request {
     pub key_file: Option<PathBuf>,
     /// Disks that go elsewhere than the others, under names of their own.
     pub disk_map: Vec<DiskMapping>,
+    /// Block devices of the destination that are written over.
+    pub overwritten: Vec<String>,
     /// What is left behind where it cannot be carried; in the order of the kinds, each once.
     pub dropped: Vec<DropKindV1>,
     /// What becomes of the images that a disk stands on.
@@ -101,6 +103,7 @@ impl Request {
             chunk_size: ChunkSize::default(),
             key_file: None,
             disk_map: Vec::new(),
+            overwritten: Vec::new(),
             dropped: Vec::new(),
             chain: Chain::Keep,
         }
@@ -113,7 +116,7 @@ impl Request {
                 return Err(RequestError::NetworkMappedTwice { name: mapping.from.clone() });
             }
         }
-        disk_map::check(&self.disk_map)?;
+        disk_map::check(&self.disk_map, &self.overwritten)?;
         if let VmSelector::Name(name) = &self.vm {
             let new_name = self.clone_name(name)?;
             if self.source == self.destination && new_name.as_str() == name {
@@ -247,6 +250,9 @@ impl Target {
         }
         if trimmed.is_empty() {
             return Err(bad("it is the root directory"));
+        }
+        if trimmed == "/dev" || trimmed.starts_with("/dev/") {
+            return Err(bad("it holds devices, and no files"));
         }
         if trimmed.contains(char::is_control) {
             return Err(bad("it holds a control character"));
@@ -467,6 +473,22 @@ pub enum RequestError {
     /// A relative key file would mean something else at a resume.
     #[error("key file: expected an absolute path")]
     KeyFileNotAbsolute,
+    /// A device would be written over, and nobody said that it may.
+    #[error(
+        "disk mapping {target}={path}: that is a block device, and what it holds would be lost for good; if that is meant, add --overwrite-device {path}"
+    )]
+    DeviceNotNamed {
+        /// The disk's target name.
+        target: String,
+        /// The device.
+        path: String,
+    },
+    /// A device may be written over that takes no disk, or was named before.
+    #[error("--overwrite-device {path}: no disk goes there, or it is named twice; --disk-map TARGET={path} says which")]
+    NothingOverwritten {
+        /// As given.
+        path: String,
+    },
     /// Neither `TARGET=POOL/NAME` nor `TARGET=/ABS/PATH`.
     #[error("disk mapping {text:?}: {why}; write TARGET=POOL/NAME, or TARGET=/PATH in a directory that exists")]
     DiskMapping {
@@ -573,7 +595,7 @@ mod tests {
     #[test]
     fn directories_are_absolute_and_plain() {
         assert_eq!(Target::directory("/srv/vm//"), Ok(Target::Directory("/srv/vm".into())));
-        for path in ["", "srv", "/", "//", "/a//b", "/a/../b", "/a/./b", "/a\nb"] {
+        for path in ["", "srv", "/", "//", "/dev", "/dev/", "/dev/shm", "/a//b", "/a/../b", "/a/./b", "/a\nb"] {
             assert!(Target::directory(path).is_err(), "{path:?}");
         }
         assert!(Target::pool("").is_err());

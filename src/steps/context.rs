@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use journal_format::{
-    ChunkState, CleanUpStepV1, ControllerId, CountsV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1, SnapshotV1, StepRef,
-    StepV1,
+    ChunkState, CleanUpStepV1, ControllerId, CountsV1, DeviceV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1,
+    SnapshotV1, StepRef, StepV1,
 };
 
+use super::claim_device::claim_of;
 use super::host_record::HostRecord;
 use crate::failure::Failure;
 use crate::history::{Last, StepHistory};
@@ -65,6 +66,19 @@ impl Context<'_> {
     /// One disk of the plan.
     pub fn image(&self, image: u32) -> Result<&ImageV1, Failure> {
         self.plan.images.get(image as usize).ok_or_else(|| inconsistent("image", image))
+    }
+
+    /// The block device that an image is written to, with its node's path.
+    pub fn device(&self, image: u32) -> Result<(&str, &DeviceV1), Failure> {
+        let planned = self.image(image)?;
+        let device = planned.device().ok_or_else(|| inconsistent("device of image", image))?;
+        Ok((&planned.final_path, device))
+    }
+
+    /// Every claim of this transaction: on the clone's name, and on block devices.
+    pub fn claims(&self) -> Vec<String> {
+        let devices = self.plan.images.iter().filter_map(ImageV1::device).map(claim_of);
+        std::iter::once(self.record.claim.clone()).chain(devices).collect()
     }
 
     /// One directory of the plan: `(path, staging, nonce)`.

@@ -2,7 +2,7 @@
 
 use journal_format::{ChunkValue, FailureClassV1, Inode, OutcomeV1, PlanV1, StepV1};
 
-use super::publish_image::PublishImage;
+use super::publish_image::{PublishImage, look_at_source_again};
 use super::{Applied, Context, Probe, Step, rename_clone};
 use crate::domain::metadata::{CloneMark, DiskMark, ImageMark, MarkState, SourceMark, definition_value};
 use crate::domain::{Change, Definition, DomainError, Rewrite, read_back, rewrite};
@@ -50,6 +50,9 @@ impl Step for DefineDomain {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        if let Some(reopened) = look_at_source_again(context, StepV1::DefineDomain)? {
+            return Ok(reopened);
+        }
         let definition = definition(context)?;
         let (uuid, name) = (context.plan.clone_uuid, context.defined_name().to_owned());
         let host = context.destination.clone();
@@ -135,7 +138,8 @@ pub(super) fn used(context: &Context, domain: &DomainFacts) -> Result<Option<Str
 
 /// Started and shut off again, or reverted to a snapshot: the writes are somebody's, and the definition is what they are reached by.
 pub(super) fn used_image(context: &Context) -> Result<Option<String>, Failure> {
-    for image in (0u32..).take(context.plan.images.len()) {
+    let files = (0u32..).zip(&context.plan.images).filter(|(_, image)| image.device().is_none());
+    for (image, _) in files {
         if let Probe::InUse(found) = (PublishImage { image }).probe(context)? {
             return Ok(Some(found));
         }
@@ -202,7 +206,8 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         disks.push(DiskMark {
             target: image.role.to_string(),
             source: SourceMark { image: source, root: *source_root },
-            clone: ImageMark { size: *source_size, mtime_ns: *mtime_ns },
+            // A device is as large as it is.
+            clone: ImageMark { size: image.device().map_or(*source_size, |device| device.bytes), mtime_ns: *mtime_ns },
         });
     }
     let request = &context.plan.request;

@@ -13,6 +13,8 @@ pub const STATE_ROOT: &str = "/var/lib/kvm-clone";
 pub const HOST_ROOT: &str = "/var/lib/kvm-clone/host";
 /// Where claims on VM names are.
 pub const CLAIMS: &str = "/var/lib/kvm-clone/host/names";
+/// Where claims on block devices are, by what names each for good.
+pub const DEVICE_CLAIMS: &str = "/var/lib/kvm-clone/host/devices";
 /// Bytes of an owner file, and more than any file in a record but the plan.
 pub const OWNER_BYTES_MAX: u64 = 8192;
 

@@ -3,6 +3,7 @@
 //! A step knows nothing of ssh, libvirt or sled, and never decides what its probe means: the recovery table does
 //! (`engine/table.rs`). Every apply and undo may be repeated: the second time changes nothing.
 
+mod claim_device;
 mod claim_name;
 mod context;
 mod create_image;
@@ -33,6 +34,7 @@ mod verify_image;
 
 use journal_format::{CleanUpStepV1, OutcomeV1, ReopenCauseV1, StepV1};
 
+pub use self::claim_device::hold_device;
 pub use self::context::{Context, Counted};
 pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
@@ -41,7 +43,7 @@ pub use self::delete_old_file::tpm_directories;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
 pub use self::source::{look_at_source, paths_read, source_not_there, stamp_of, stamp_of_chain};
-pub use self::transfer_image::device_differs;
+pub use self::transfer_image::{Origin, device_differs};
 use crate::failure::Failure;
 
 /// What a probe says of a step's effect. A host that does not answer is an error, not an answer.
@@ -148,6 +150,7 @@ pub fn step(step: StepV1) -> Box<dyn Step> {
         StepV1::DefineDomain => Box::new(define_domain::DefineDomain),
         StepV1::StopOldVm => Box::new(stop_old_vm::StopOldVm),
         StepV1::DefineSnapshot { snapshot } => Box::new(define_snapshot::DefineSnapshot { snapshot }),
+        StepV1::ClaimDevice { image } => Box::new(claim_device::ClaimDevice { image }),
     }
 }
 
@@ -173,7 +176,8 @@ pub fn image_of(step: StepV1) -> Option<u32> {
         StepV1::CreateImage { image }
         | StepV1::TransferImage { image }
         | StepV1::VerifyImage { image }
-        | StepV1::PublishImage { image } => Some(image),
+        | StepV1::PublishImage { image }
+        | StepV1::ClaimDevice { image } => Some(image),
         StepV1::ReserveRecord
         | StepV1::ClaimName
         | StepV1::CreateStaging { .. }
@@ -196,7 +200,8 @@ pub fn makes_something(step: StepV1) -> bool {
         | StepV1::MakeDirectory { .. }
         | StepV1::DefineDomain
         | StepV1::DefineSnapshot { .. }
-        | StepV1::StopOldVm => true,
+        | StepV1::StopOldVm
+        | StepV1::ClaimDevice { .. } => true,
         StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => false,
     }
 }
@@ -204,4 +209,10 @@ pub fn makes_something(step: StepV1) -> bool {
 /// Is it about what is in an image, rather than about where things are?
 pub fn concerns_content(step: StepV1) -> bool {
     matches!(step, StepV1::CreateImage { .. } | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. })
+}
+
+/// Does it give the clone something that others reach: a final name, or its definition? From the first such step on no content
+/// is sent again.
+pub fn publishes(step: StepV1) -> bool {
+    matches!(step, StepV1::PublishImage { .. } | StepV1::DefineDomain)
 }

@@ -5,8 +5,8 @@ use journal_format::{OutcomeV1, ReopenCauseV1, SourceKindV1, StepV1};
 
 use super::host_record::parent_of;
 use super::source::{known_stamp, look_at_source};
-use super::transfer_image::device_differs;
-use super::{Applied, Context, Probe, Step};
+use super::transfer_image::{Origin, device_differs};
+use super::{Applied, Context, Probe, Step, publishes};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::world::{DomainState, FaultKind};
@@ -37,7 +37,7 @@ impl Step for PublishImage {
     }
 
     fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
-        if let Some(reopened) = self.look_at_source_again(context)? {
+        if let Some(reopened) = look_at_source_again(context, StepV1::PublishImage { image: self.image })? {
             return Ok(reopened);
         }
         let (host, image) = (&context.destination, context.image(self.image)?);
@@ -105,51 +105,42 @@ impl Step for PublishImage {
     }
 }
 
-impl PublishImage {
-    /// What is published may become a VM, and not everybody asks for a lock who writes to a file, or can be asked to for a device:
-    /// before the first image is, the source's images are looked at once more. Otherwise a mixture could be defined
-    /// until the barrier finds it.
-    fn look_at_source_again(&self, context: &mut Context) -> Result<Option<Applied>, Failure> {
-        let is_other = |step: &StepV1| matches!(step, StepV1::PublishImage { image } if *image != self.image);
-        let mut others = context.plan.steps.iter().filter(|step| is_other(step));
-        if others.any(|step| context.history_of(*step).is_some_and(|step| step.last != Last::None)) {
-            return Ok(None);
+/// What is published may become a VM, and not everybody asks for a lock who writes to a file, or can be asked to for a device:
+/// before the first image is, or where none is before the definition, the source's images are looked at once more. Otherwise
+/// a mixture could be defined until the barrier finds it.
+pub(super) fn look_at_source_again(context: &mut Context, this: StepV1) -> Result<Option<Applied>, Failure> {
+    let mut others = context.plan.steps.iter().filter(|step| **step != this && publishes(**step));
+    if others.any(|step| context.history_of(*step).is_some_and(|step| step.last != Last::None)) {
+        return Ok(None);
+    }
+    let (source, name) = (context.source()?, context.plan.request.vm_name.clone());
+    let images: Vec<_> = (0_u32..).zip(context.plan.images.clone()).collect();
+    if images.iter().any(|(_, image)| image.source_kind == SourceKindV1::Device) {
+        let domain = source.domain(context.plan.request.vm_uuid)?;
+        if domain.is_some_and(|domain| domain.brief.state == DomainState::Active) {
+            return Err(Failure::suspend(
+                format!("the source VM {name} on {} is running", source.name()),
+                "shut it off, then resume; or roll back",
+            ));
         }
-        let (source, name) = (context.source()?, context.plan.request.vm_name.clone());
-        let images: Vec<_> = (0_u32..).zip(context.plan.images.clone()).collect();
-        if images.iter().any(|(_, image)| image.source_kind == SourceKindV1::Device) {
-            let domain = source.domain(context.plan.request.vm_uuid)?;
-            if domain.is_some_and(|domain| domain.brief.state == DomainState::Active) {
-                return Err(Failure::suspend(
-                    format!("the source VM {name} on {} is running", source.name()),
-                    "shut it off, then resume; or roll back",
+    }
+    for (index, image) in images {
+        let known = known_stamp(context, index)?;
+        let (_, seen) = look_at_source(context, index)?;
+        // A ctime alone says nothing: a refused start moves it. A device that grew may still begin with what was sent of it.
+        let restamped = (seen.size, seen.mtime_ns) != (known.size, known.mtime_ns);
+        let is_device = image.source_kind == SourceKindV1::Device;
+        if restamped || (is_device && device_differs(context, index, Origin::Source)?) {
+            let why = format!("{} on {} changed since it was read", image.source_path, source.name());
+            if context.recorder.history().sources.get(index as usize).is_some_and(|known| known.changed) {
+                return Err(Failure::turn_back(
+                    format!("{why}, not for the first time"),
+                    "see who writes to it, then clone again",
                 ));
             }
+            let earlier = StepV1::TransferImage { image: index };
+            return Ok(Some(Applied::Reopen { earlier, cause: ReopenCauseV1::SourceChanged, why }));
         }
-        for (index, image) in images {
-            let differs = match image.source_kind {
-                SourceKindV1::File => file_differs(context, index)?,
-                SourceKindV1::Device => device_differs(context, index)?,
-            };
-            if differs {
-                let why = format!("{} on {} changed since it was read", image.source_path, source.name());
-                if context.recorder.history().sources.get(index as usize).is_some_and(|known| known.changed) {
-                    return Err(Failure::turn_back(
-                        format!("{why}, not for the first time"),
-                        "see who writes to it, then clone again",
-                    ));
-                }
-                let earlier = StepV1::TransferImage { image: index };
-                return Ok(Some(Applied::Reopen { earlier, cause: ReopenCauseV1::SourceChanged, why }));
-            }
-        }
-        Ok(None)
     }
-}
-
-/// Was a file of the source written to since its ledger began? Its ctime alone says no: a refused start moves it.
-fn file_differs(context: &Context, image: u32) -> Result<bool, Failure> {
-    let known = known_stamp(context, image)?;
-    let (_, seen) = look_at_source(context, image)?;
-    Ok((seen.size, seen.mtime_ns) != (known.size, known.mtime_ns))
+    Ok(None)
 }

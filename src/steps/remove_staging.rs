@@ -25,7 +25,7 @@ impl CleanUpStep for RemoveStaging {
 
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
         let host = &context.destination;
-        for image in context.plan.images.iter().filter(|image| image.directory == self.directory) {
+        for image in context.plan.images.iter().filter(|image| image.directory() == Some(self.directory)) {
             if let Some(staged) = host.stat(&image.staging_path)? {
                 host.unlink(&image.staging_path, staged.inode)?;
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use journal_format::{ChunkState, ChunkValue, EventV1, OutcomeV1, SourceKindV1, SourceStampV1, StepV1};
+use journal_format::{ChunkState, ChunkValue, EventV1, ImageV1, OutcomeV1, SourceKindV1, SourceStampV1, StepV1};
 
 use super::source::{below, known_stamp, look_at_source};
 use super::{Applied, Context, Probe, Step};
@@ -10,7 +10,7 @@ use crate::domain::qcow2::{HEADER_READ_BYTES, renamed_backing};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::transfer::{self, CompareSink, LedgerSink, manifest};
-use crate::world::{ChunkGeometry, CopyJob, FileStat, HashJob, Patch, ZeroChunks};
+use crate::world::{ChunkGeometry, CopyJob, FileKind, FileStat, HashJob, Patch, ZeroChunks};
 
 pub(super) struct TransferImage {
     pub(super) image: u32,
@@ -24,10 +24,11 @@ impl Step for TransferImage {
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let image = context.image(self.image)?;
         let Some(stat) = context.destination.stat(&image.staging_path)? else { return Ok(Probe::Absent) };
+        let image = image.clone();
         let history = context.history_of(StepV1::TransferImage { image: self.image });
         if let Some(step) = history.filter(|step| step.last == Last::Done) {
             return Ok(match &step.outcome {
-                Some(outcome) if is_unchanged(outcome, &stat) => Probe::Ours(outcome.clone()),
+                Some(outcome) if is_unchanged(&image, outcome, &stat) => Probe::Ours(outcome.clone()),
                 _ => Probe::Partial,
             });
         }
@@ -61,8 +62,8 @@ impl Step for TransferImage {
             wanted,
             patches: patches.clone(),
             below: below(image),
-            // What was sent before, and is not in the ledger, may lie under what is zero now.
-            zero_chunks: if source.is_some_and(|source| source.changed) || reopened {
+            // What was sent before, and is not in the ledger, may lie under what is zero now; on a device, anything.
+            zero_chunks: if source.is_some_and(|source| source.changed) || reopened || image.device().is_some() {
                 ZeroChunks::Punch
             } else {
                 ZeroChunks::Skip
@@ -92,7 +93,7 @@ impl Step for TransferImage {
             source_root,
             source_size: stamp.size,
             source_mtime_ns: stamp.mtime_ns,
-            mtime_ns: stat.mtime_ns,
+            mtime_ns: time_of(context.image(self.image)?, &stat),
             missing_bytes: missing_bytes.saturating_sub(hole_bytes),
             sent_bytes: summary.sent_bytes,
         }))
@@ -115,12 +116,17 @@ impl TransferImage {
         })
     }
 
-    /// The staged image, as long as the source's. Create made it so, but a power cut may have kept its mode, by which it is
+    /// The staged image, as long as the source's; a device is what it is. Create made it so, but a power cut may have kept its mode, by which it is
     /// known, and not its size; and what ends in a hole is never written to.
     fn right_size(&self, context: &Context, geometry: ChunkGeometry) -> Result<FileStat, Failure> {
         let staged = self.staged(context)?;
+        let image = context.image(self.image)?;
+        if image.device().is_some() {
+            let fits = staged.size >= geometry.image_bytes;
+            return if fits { Ok(staged) } else { Err(too_small(context, &image.final_path)) };
+        }
         if staged.size != geometry.image_bytes {
-            let path = &context.image(self.image)?.staging_path;
+            let path = &image.staging_path;
             let preallocate = context.plan.request.options.preallocate;
             context.destination.set_size(path, staged.inode, geometry.image_bytes, preallocate)?;
         }
@@ -145,10 +151,15 @@ impl TransferImage {
             context.recorder.replace_chunks(self.image, &ledger)?;
         } else {
             context.recorder.replace_chunks(self.image, &BTreeMap::new())?;
-            let inode = self.staged(context)?.inode;
+            let staged = self.staged(context)?;
             let path = context.image(self.image)?.staging_path.clone();
-            context.destination.set_size(&path, inode, 0, false)?;
-            context.destination.set_size(&path, inode, seen.size, context.plan.request.options.preallocate)?;
+            if context.image(self.image)?.device().is_none() {
+                context.destination.set_size(&path, staged.inode, 0, false)?;
+                let preallocate = context.plan.request.options.preallocate;
+                context.destination.set_size(&path, staged.inode, seen.size, preallocate)?;
+            } else if staged.size < seen.size {
+                return Err(too_small(context, &path));
+            }
         }
         let event = EventV1::SourceChanged { image: self.image, stamp: seen };
         Ok(context.recorder.append(context.world.now(), event)?)
@@ -236,10 +247,20 @@ impl TransferImage {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
+/// Whose bytes are compared with the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The source's image.
     Source,
+    /// What was written of it.
     Destination,
+}
+
+fn too_small(context: &Context, path: &str) -> Failure {
+    Failure::turn_back(
+        format!("{path} on {} has become too small for the image", context.destination.name()),
+        "give a larger device, then clone again",
+    )
 }
 
 /// The bytes by which the copy names another image below than the source's does. The header is read anew: who changed
@@ -256,17 +277,27 @@ fn patches(context: &Context, image: u32) -> Result<Vec<Patch>, Failure> {
     Ok(renamed.into_iter().map(|(offset, bytes)| Patch { offset, bytes }).collect())
 }
 
-/// Does a device of the source hold other bytes than those that were sent? Reads it whole, from the disk. Its size is the
-/// recorded one.
-pub fn device_differs(context: &mut Context, image: u32) -> Result<bool, Failure> {
+/// Does a device, of the source or written to, hold other bytes than those that were sent? Reads it whole, from the disk. Its
+/// size is the recorded one.
+pub fn device_differs(context: &mut Context, image: u32, origin: Origin) -> Result<bool, Failure> {
     let (ledger, geometry) = (context.recorder.chunks(image)?, context.geometry(image)?);
     let transfer = TransferImage { image };
-    Ok(!transfer.differing(context, geometry, &ledger, Origin::Source)?.is_empty())
+    Ok(!transfer.differing(context, geometry, &ledger, origin)?.is_empty())
 }
 
-/// Is the staged image as it was when all of it was durable?
-pub(super) fn is_unchanged(outcome: &OutcomeV1, stat: &FileStat) -> bool {
+/// When an image was last written to. The times of a device's node say nothing of its bytes.
+pub(super) fn time_of(image: &ImageV1, stat: &FileStat) -> i128 {
+    if image.device().is_some() { 0 } else { stat.mtime_ns }
+}
+
+/// Is the staged image as it was when all of it was durable? Of a device that is not to be seen: each attempt reads it again.
+pub(super) fn is_unchanged(image: &ImageV1, outcome: &OutcomeV1, stat: &FileStat) -> bool {
     match outcome {
+        OutcomeV1::Transferred { source_size: size, .. } | OutcomeV1::Verified { size, .. }
+            if image.device().is_some() =>
+        {
+            stat.kind == FileKind::BlockDevice && stat.size >= *size
+        }
         OutcomeV1::Transferred { inode, source_size: size, mtime_ns, .. }
         | OutcomeV1::Verified { inode, size, mtime_ns, .. } => {
             (*inode, *size, *mtime_ns) == (stat.inode, stat.size, stat.mtime_ns)

@@ -3,7 +3,7 @@
 
 use journal_format::{OutcomeV1, ReopenCauseV1, StepV1};
 
-use super::transfer_image::is_unchanged;
+use super::transfer_image::{is_unchanged, time_of};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -27,7 +27,7 @@ impl Step for VerifyImage {
         };
         let stat = context.destination.stat(&context.image(self.image)?.staging_path)?;
         Ok(match stat {
-            Some(stat) if is_unchanged(outcome, &stat) => Probe::Ours(outcome.clone()),
+            Some(stat) if is_unchanged(context.image(self.image)?, outcome, &stat) => Probe::Ours(outcome.clone()),
             _ => Probe::Absent,
         })
     }
@@ -53,7 +53,8 @@ impl Step for VerifyImage {
             .stat(&path)?
             .ok_or_else(|| Failure::suspend(format!("{path} on {} is gone", host.name()), "resume makes it again"))?;
         // What was read back is known of the image as the transfer left it.
-        let unchanged = context.outcome_of(earlier).is_some_and(|outcome| is_unchanged(outcome, &stat));
+        let image = context.image(self.image)?.clone();
+        let unchanged = context.outcome_of(earlier).is_some_and(|outcome| is_unchanged(&image, outcome, &stat));
         let read_back = context.read_back.remove(&self.image).filter(|_| unchanged).unwrap_or_default();
         let job = HashJob {
             path: path.clone(),
@@ -71,8 +72,8 @@ impl Step for VerifyImage {
         let Some(first) = differing.first() else {
             return Ok(Applied::Done(OutcomeV1::Verified {
                 inode: stat.inode,
-                size: stat.size,
-                mtime_ns: stat.mtime_ns,
+                size: geometry.image_bytes,
+                mtime_ns: time_of(&image, &stat),
                 root,
             }));
         };

@@ -8,13 +8,14 @@ use journal_format::owner::{OWNER_FILE_BYTES, decode_owner_file};
 use super::neighbours::neighbours;
 use super::{
     ClaimFacts, DestinationSurvey, DirectoryFacts, EmulatorFacts, OwnerNames, OwnerNumbers, PoolSurvey, SourceFile,
-    SourceSurvey, SurveyError, words_of_refusal,
+    SourceSurvey, SurveyError, TargetDevice, words_of_refusal,
 };
 use crate::domain::{Definition, Disk, DomainName, documents, places};
 use crate::plan::placement;
+use crate::reach::Reached;
 use crate::request::Request;
-use crate::steps::host_record::{CLAIMS, HOST_ROOT, parent_of};
-use crate::world::{Fault, FaultKind, Host};
+use crate::steps::host_record::{CLAIMS, DEVICE_CLAIMS, HOST_ROOT, parent_of};
+use crate::world::{Fault, FaultKind, FileKind, Host};
 
 pub(super) fn survey(
     host: &dyn Host,
@@ -48,6 +49,7 @@ pub(super) fn survey(
         directories,
         record: nearest_directory(host, HOST_ROOT)?,
         taken,
+        devices: devices(host, request)?,
         media: media(host, source)?,
         leftovers: leftovers(host, new_name)?,
         old: None,
@@ -111,6 +113,37 @@ fn bridges(host: &dyn Host, request: &Request, source: &SourceSurvey) -> Result<
     Ok(found)
 }
 
+/// What the block devices are that may be written over.
+fn devices(host: &dyn Host, request: &Request) -> Result<BTreeMap<String, TargetDevice>, Fault> {
+    if request.overwritten.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let reached = Reached::on(host, None)?;
+    let look = |typed: &String| {
+        let path = host.resolve(typed)?.unwrap_or_else(|| typed.clone());
+        let facts = host.device(&path)?;
+        let identity = facts.as_ref().and_then(|facts| facts.identity.clone());
+        let claim = identity.map_or(Ok(None), |identity| claim_at(host, format!("{DEVICE_CLAIMS}/{identity}")))?;
+        let reached = reached.by(&path)?;
+        Ok((typed.clone(), TargetDevice { path, facts, reached, claim, is_of_source: false }))
+    };
+    request.overwritten.iter().map(look).collect()
+}
+
+/// Is a disk of the source VM on that very device? What a loop device stands on has a number of its own on each host.
+pub(super) fn is_of_source(host: &dyn Host, source: &SourceSurvey, device: &TargetDevice) -> Result<bool, Fault> {
+    let identity = device.facts.as_ref().and_then(|facts| facts.identity.as_ref());
+    let Some(identity) = identity.filter(|identity| !identity.starts_with("loop-")) else { return Ok(false) };
+    for image in source.files.iter().filter_map(SourceFile::image) {
+        if image.stat.kind == FileKind::BlockDevice
+            && host.device(&image.path)?.is_some_and(|facts| facts.identity.as_ref() == Some(identity))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Which of the media that are not copied are there.
 fn media(host: &dyn Host, source: &SourceSurvey) -> Result<BTreeMap<String, bool>, Fault> {
     let is_copied = |path: &str| source.files.iter().any(|file| file.path == path);
@@ -140,7 +173,10 @@ fn leftovers(host: &dyn Host, new_name: &DomainName) -> Result<Vec<String>, Faul
 
 /// Who holds the clone's name: the claim is a link to an owner file.
 fn claim(host: &dyn Host, new_name: &DomainName) -> Result<Option<ClaimFacts>, Fault> {
-    let path = format!("{CLAIMS}/{new_name}");
+    claim_at(host, format!("{CLAIMS}/{new_name}"))
+}
+
+fn claim_at(host: &dyn Host, path: String) -> Result<Option<ClaimFacts>, Fault> {
     let Some(bytes) = host.read(&path, OWNER_FILE_BYTES as u64)? else { return Ok(None) };
     let owner = decode_owner_file(&bytes).map_err(|error| error.to_string());
     Ok(Some(ClaimFacts { path, owner }))

@@ -24,8 +24,8 @@ use crate::domain::{Definition, DomainError, DomainName, NameError, SnapshotDefi
 use crate::request::{Request, VmSelector};
 use crate::steps;
 use crate::world::{
-    DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, Host, HostFacts, ImageCheck,
-    Layer, NetworkFacts, PoolFacts, SnapshotFacts,
+    DeviceFacts, DomainBrief, DomainFacts, Fault, FaultKind, FileKind, FileStat, FilesystemFacts, Host, HostFacts,
+    ImageCheck, Layer, NetworkFacts, PoolFacts, SnapshotFacts,
 };
 
 /// VMs that a message names, at most.
@@ -329,6 +329,8 @@ pub struct DestinationSurvey {
     pub record: DirectoryFacts,
     /// Paths that a disk of the clone could have had, but which exist.
     pub taken: BTreeSet<String>,
+    /// The block devices that may be written over, by their paths as they were typed.
+    pub devices: BTreeMap<String, TargetDevice>,
     /// Of the media that are not copied, by their paths: is there something there?
     pub media: BTreeMap<String, bool>,
     /// Files that libvirt would take for the clone's own.
@@ -369,7 +371,22 @@ pub struct DirectoryFacts {
     pub staging_parent: Option<FileStat>,
 }
 
-/// A reservation of the clone's name.
+/// A block device that an image is to be written to.
+#[derive(Debug, Clone)]
+pub struct TargetDevice {
+    /// Its node, behind all symlinks.
+    pub path: String,
+    /// What it is; `None`: there is no block device.
+    pub facts: Option<DeviceFacts>,
+    /// Who reaches it on that host, in words.
+    pub reached: Option<String>,
+    /// Who has reserved it.
+    pub claim: Option<ClaimFacts>,
+    /// A disk of the source VM is on the same device, which both hosts see.
+    pub is_of_source: bool,
+}
+
+/// A reservation of the clone's name, or of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimFacts {
     /// The claim's path.
@@ -448,6 +465,9 @@ pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> R
     let source = source::survey(source_host, request)?;
     let new_name = request.clone_name(&source.vm.brief.name)?;
     let mut destination = destination::survey(destination_host, request, &source, &new_name)?;
+    for device in destination.devices.values_mut() {
+        device.is_of_source = destination::is_of_source(source_host, &source, device)?;
+    }
     destination.old = old_vm::survey(destination_host, request, (source_host, &source), new_name.as_str())?;
     Ok(Survey { source, destination, new_name })
 }

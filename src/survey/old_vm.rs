@@ -193,12 +193,9 @@ fn path_in_clone(definition: &Definition, images: &[SourceFile], file: &SourceFi
         ImageRoleV1::Disk { target } | ImageRoleV1::Medium { target } => {
             let disk = definition.disks.iter().find(|disk| disk.target == *target)?;
             match &disk.source {
-                DiskSource::File(path) => Some(path.clone()),
-                // A clone's own disks are files: whoever changed that has changed the clone.
-                DiskSource::Empty
-                | DiskSource::Device(_)
-                | DiskSource::Volume { .. }
-                | DiskSource::Elsewhere { .. } => None,
+                DiskSource::File(path) | DiskSource::Device(path) => Some(path.clone()),
+                // A clone's own disks are files or devices: whoever changed that has changed the clone.
+                DiskSource::Empty | DiskSource::Volume { .. } | DiskSource::Elsewhere { .. } => None,
             }
         }
         ImageRoleV1::Nvram => definition.variables_path(),
@@ -231,5 +228,5 @@ fn is_still(host: &dyn Host, path: Option<String>, marked: &DiskMark, was: Image
     }
     // The time of a device's node says nothing of its bytes.
     let is_untouched = stat.kind == FileKind::File && stat.mtime_ns == was.mtime_ns;
-    Ok(is_untouched || root_of(host, &path, Vec::new(), stat.size)? == marked.source.root)
+    Ok(is_untouched || root_of(host, &path, Vec::new(), marked.source.image.size)? == marked.source.root)
 }

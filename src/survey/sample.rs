@@ -195,6 +195,7 @@ pub(crate) fn survey() -> Survey {
             ]),
             record: directory("/var/lib", 1, 100 * GIB),
             taken: BTreeSet::new(),
+            devices: BTreeMap::new(),
             media: BTreeMap::new(),
             leftovers: Vec::new(),
             old: None,

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use journal_format::{
     AttemptPurpose, ChunkValue, CleanUpStepV1, ControllerId, DirectoryV1, EndV1, EndpointV1, Epoch, EventV1,
-    FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlanV1,
-    RecordV1, RequestV1, SourceKindV1, SourceStampV1, StepRef, StepV1, TxnId, UnixMillis,
+    FailureClassV1, FailureV1, FindingV1, ImageFormat, ImageRoleV1, ImageV1, Inode, OptionsV1, OutcomeV1, PlaceV1,
+    PlanV1, RecordV1, RequestV1, SourceKindV1, SourceStampV1, StepRef, StepV1, TxnId, UnixMillis,
 };
 use kvm_clone::journal::{FileJournal, Journal, StateDir};
 
@@ -158,7 +158,7 @@ fn plan(txn: TxnId) -> PlanV1 {
             source_path: "/srv/vm/web01.img".to_owned(),
             source_stamp: SourceStampV1 { size: DISK_BYTES, mtime_ns: 1, ctime_ns: 1 },
             allocated_bytes: 1_000_000_000,
-            directory: 0,
+            place: PlaceV1::Directory { directory: 0 },
             staging_path: format!("{staging}/vda"),
             final_path: "/srv/vm/web01_clone-vda.img".to_owned(),
             mode: 0o600,

@@ -68,6 +68,9 @@ fn bad_names_and_amounts_are_refused_before_any_host_is_asked() {
         (vec!["web01", "--disk-map", "vda=p/a", "--disk-map", "vda=p/b"], "twice"),
         (vec!["web01", "--disk-map", "vda=p/a", "--disk-map", "vdb=p/a"], "vda and vdb"),
         (vec!["web01", "web02", "--disk-map", "vda=p/a"], "several VMs"),
+        (vec!["web01", "--disk-map", "vda=/dev/sdx"], "add --overwrite-device /dev/sdx"),
+        (vec!["web01", "--disk-map", "vda=p/a", "--overwrite-device", "/dev/sdx"], "no disk goes there"),
+        (vec!["web01", "--directory", "/dev"], "holds devices"),
         (vec!["web01", "--directory", "relative"], "absolute"),
         (vec!["web01", "--pool", ""], "pool"),
     ] {

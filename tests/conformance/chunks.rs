@@ -25,6 +25,7 @@ cases![
     a_closed_sink_ends_copy_and_hash,
     agents_count_what_they_do,
     a_device_is_read_whole,
+    a_device_is_written_to_only_while_it_is_held,
 ];
 
 const CHUNK_BYTES: u32 = 64 << 10;
@@ -425,4 +426,46 @@ fn a_device_is_read_whole(ground: &dyn Ground) {
     assert_eq!(ground.get(Side::Destination, &to).unwrap(), image);
     let allocated = owner.host.stat(&to).unwrap().unwrap().allocated;
     assert!(allocated <= 5 * u64::from(CHUNK_BYTES), "{allocated} bytes are allocated");
+}
+
+/// It may be larger than the image, and holds something: zeros are written too, and what is behind the image stays.
+fn a_device_is_written_to_only_while_it_is_held(ground: &dyn Ground) {
+    let owner = Owner::new(ground);
+    let old = bytes(7 * CHUNK_BYTES as usize, 9);
+    let device = ground.put_device(Side::Destination, &old);
+    let file = owner.path("file");
+    owner.host.make_file(&file, 0o600, b"no device").unwrap();
+    for path in [&file, &owner.path("absent")] {
+        assert_eq!(owner.host.device(path).unwrap(), None);
+    }
+    let facts = owner.host.device(&device).unwrap().unwrap();
+    let identity = facts.identity.clone().unwrap();
+    assert_eq!((facts.bytes, facts.in_use, facts.read_only), (old.len() as u64, false, false));
+    assert!(!identity.contains('/') && identity.len() <= 200, "{identity}");
+
+    owner.host.allow(std::slice::from_ref(&device)).unwrap();
+    let job = copy_job(&owner, ground, ZeroChunks::Punch);
+    let job = CopyJob { to: device.clone(), to_inode: facts.inode, read_back: true, ..job };
+    assert_eq!(kind(ground.world().copy_chunks(&job, &mut Seen::default())), FaultKind::Fenced);
+    assert_eq!(kind(owner.host.hold_device(&device, "another")), FaultKind::Changed);
+    assert_eq!(kind(owner.host.hold_device(&file, &identity)), FaultKind::Unsupported);
+    assert_eq!(kind(owner.host.hold_device(&owner.path("absent"), &identity)), FaultKind::NotFound);
+    assert_eq!(kind(ground.world().copy_chunks(&job, &mut Seen::default())), FaultKind::Fenced);
+    assert_eq!(ground.get(Side::Destination, &device).unwrap(), old, "nothing was written");
+
+    for _ in 0..2 {
+        assert_eq!(owner.host.hold_device(&device, &identity).unwrap(), facts.inode);
+    }
+    let mut seen = Seen::default();
+    ground.world().copy_chunks(&job, &mut seen).unwrap();
+    let (size, extents) = odd_image();
+    let written = ground.get(Side::Destination, &device).unwrap();
+    let (image, rest) = written.split_at(usize::try_from(size).unwrap());
+    assert!(image == flat(size, &extents), "the image is on the device");
+    assert!(rest == &old[image.len()..], "what is behind it stays");
+    assert_eq!(seen.all(), (0..7).collect::<Vec<_>>());
+    let mut found = Seen::default();
+    owner.host.hash_chunks(&HashJob { reread: true, ..hash_job(&device, size) }, &mut found).unwrap();
+    assert_eq!(manifest::root(job.geometry, &seen.chunks), manifest::root(job.geometry, &found.chunks));
+    ground.world().disconnect(Side::Source);
 }

@@ -8,4 +8,5 @@ mod lab;
 
 mod block;
 mod places;
+mod target;
 mod volumes;

@@ -88,6 +88,7 @@ fn whole_rewrite(definition: &Definition) -> Rewrite {
         title: Change::Set("Unfinished clone".into()),
         emulator: Some("/usr/bin/qemu-system-x86_64".into()),
         disk_files: disk_files.collect(),
+        disk_devices: BTreeMap::new(),
         chain_files: BTreeMap::new(),
         flattened: BTreeSet::new(),
         emptied: BTreeSet::new(),

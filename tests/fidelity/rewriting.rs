@@ -201,6 +201,7 @@ fn a_rewrite_and_its_opposite_give_the_same_bytes() {
             title: before.title.clone().map_or(Change::Remove, Change::Set),
             emulator: before.emulator.clone(),
             disk_files: files.collect(),
+            disk_devices: BTreeMap::new(),
             chain_files: BTreeMap::new(),
             flattened: BTreeSet::new(),
             emptied: BTreeSet::new(),
@@ -295,6 +296,26 @@ fn a_flattened_disk_is_raw_and_stands_on_nothing() {
     let after = rewrite(&read(&before), &asked).unwrap();
     assert_eq!(after, expected);
     assert_eq!((read(&after).disks[0].image_format(), &read(&after).disks[0].chain), (Some(ImageFormat::Raw), &None));
+}
+
+#[test]
+fn a_file_or_a_volume_becomes_a_device_and_the_rest_of_its_disk_stays() {
+    let text = fixture("one-basename");
+    let plain = text.find("<disk type='file'").unwrap();
+    let source = "<source file='/srv/a/disk.qcow2'/>";
+    for (kind, odd, expected) in [
+        ("file", source, "<source dev='/dev/new &amp; one'/>"),
+        ("block", "<source dev='/dev/vg/a' index='1'/>", "<source dev='/dev/new &amp; one' index='1'/>"),
+        ("volume", "<source pool='images' volume='web.img'/>", "<source dev='/dev/new &amp; one'/>"),
+    ] {
+        let typed = |kind: &str, source_of: &str| {
+            let mut text = text.replacen(source, source_of, 1);
+            text.replace_range(plain..plain + "<disk type='file'".len(), &format!("<disk type='{kind}'"));
+            text
+        };
+        let asked = Rewrite { disk_devices: BTreeMap::from([(0, "/dev/new & one".into())]), ..Rewrite::default() };
+        assert_eq!(rewrite(&read(&typed(kind, odd)), &asked).unwrap(), typed("block", expected), "{odd}");
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ const REPLACE: &str = include_str!("../replace/flags.rs");
 const REFUSED_HOSTS: &str = include_str!("../refusals/main.rs");
 const PREFLIGHT: &str = include_str!("../../src/preflight/tests.rs");
 const PLAN: &str = include_str!("../../src/plan/tests.rs");
-const DISK_MAP: &str = include_str!("../../src/request/disk_map.rs");
+const TARGET: &str = include_str!("../devices/target.rs");
 const PLACES: &str = include_str!("../devices/places.rs");
 const VOLUMES: &str = include_str!("../devices/volumes.rs");
 const DEVICES: &str = include_str!("../devices/block.rs");
@@ -102,7 +102,19 @@ const ROWS: &[(&str, Fate, &str, &str)] = &[
         "a_device_or_a_volume_becomes_a_file_and_the_rest_of_its_disk_stays",
     ),
     ("a place of its own for each disk", Carried, PLACES, "each_disk_arrives_where_it_was_asked_for"),
-    ("a block device as the clone's disk", Refused, DISK_MAP, "anything_else_is_refused"),
+    ("a block device as the clone's disk", Carried, TARGET, "a_device_that_was_named_twice_becomes_the_clones_disk"),
+    (
+        "a block device that was not named twice, or that somebody may need",
+        Refused,
+        TARGET,
+        "a_device_that_somebody_may_need_is_refused_by_name",
+    ),
+    (
+        "a file that becomes a device, in the definition",
+        Carried,
+        REWRITING,
+        "a_file_or_a_volume_becomes_a_device_and_the_rest_of_its_disk_stays",
+    ),
     ("devices and volumes that are shared or only read, network and nvme disks", Refused, REFUSALS, "disks"),
     ("media, shared and read-only disks", Carried, CARRYING, "a_medium_is_emptied_kept_or_copied_and_never_silently"),
     ("UEFI variables", Carried, CARRYING, "uefi_variables_and_tpm_arrive_and_the_clone_starts_with_them"),

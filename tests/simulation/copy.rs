@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, ImageFormat, Inode};
 use kvm_clone::world::{
-    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, HashJob, Layer, Patch, Side,
-    World, ZeroChunks,
+    BATCH_CHUNKS_MAX, ChunkGeometry, ChunkSink, CopyJob, CopySummary, Fault, FaultKind, FileKind, FileStat, HashJob,
+    Layer, Patch, Side, World, ZeroChunks,
 };
 use kvm_clone_agent::flat::{Chain, ChainError, LayerFile};
 
@@ -51,7 +51,7 @@ fn read_chunk(
             return Ok((bytes, hole));
         }
         let stat = machine.files.stat(&owned).ok_or((FaultKind::NotFound, "no such file".to_owned()))?;
-        if inode.is_some_and(|inode| inode != stat.inode) || stat.size != geometry.image_bytes {
+        if inode.is_some_and(|inode| inode != stat.inode) || !is_as_large(&stat, geometry) {
             return Err((FaultKind::Changed, "another file, or another size".to_owned()));
         }
         let start = chunk * u64::from(geometry.chunk_bytes);
@@ -118,6 +118,12 @@ impl LayerFile for InMemory<'_> {
     fn data_from(&self, position: u64) -> Result<Range<u64>, Infallible> {
         Ok(self.0.data_from(position))
     }
+}
+
+/// A file is as large as its image; a device may be larger.
+fn is_as_large(stat: &FileStat, geometry: ChunkGeometry) -> bool {
+    let larger = stat.kind == FileKind::BlockDevice && stat.size > geometry.image_bytes;
+    larger || stat.size == geometry.image_bytes
 }
 
 /// Values of chunks of a file, ascending.
@@ -200,7 +206,8 @@ impl Copy<'_> {
         let end = start + self.job.geometry.chunk_len(chunk);
         let (path, inode) = (self.job.to.clone(), self.job.to_inode);
         let told = || format!("punch chunk {chunk} of {}", self.job.to);
-        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, _| {
+        self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, agent| {
+            machine.check_held(agent, &path)?;
             machine.files.punch(&path, inode, start..end)
         })?;
         self.unsynced.push(ChunkRecordV1 { index: chunk, state: ChunkState::Zero });
@@ -217,6 +224,7 @@ impl Copy<'_> {
         let (path, inode) = (self.job.to.clone(), self.job.to_inode);
         let told = || format!("write chunk {chunk} of {}", self.job.to);
         self.destination.operate(&told, &Kind::Change(&[&self.job.to]), move |machine, agent| {
+            machine.check_held(agent, &path)?;
             machine.agents[agent].counts.image_bytes_written += bytes.len() as u64;
             machine.files.write_at(&path, inode, start, &bytes)
         })?;

@@ -79,6 +79,10 @@ pub struct Filesystem {
     pub open: BTreeSet<NodeId>,
     /// Block devices: their bytes are kept like a file's, without holes, and no time says when they were written.
     pub devices: BTreeSet<NodeId>,
+    /// Those that are mounted.
+    pub mounted: BTreeSet<NodeId>,
+    /// Devices that are others than their names say.
+    pub exchanged: BTreeSet<NodeId>,
     pub now_ns: i128,
     /// Grows whenever something becomes durable.
     pub syncs: u64,
@@ -116,6 +120,8 @@ impl Filesystem {
             boots: 0,
             open: BTreeSet::new(),
             devices: BTreeSet::new(),
+            mounted: BTreeSet::new(),
+            exchanged: BTreeSet::new(),
             now_ns: 0,
             syncs: 0,
             changes_left: None,

@@ -149,7 +149,7 @@ fn name_of(ending: Option<&Ending>) -> &'static str {
 
 fn live(number: u64, tally: &mut Tally) -> Result<(), String> {
     let mut seed = Seed::new(number);
-    let shape = Shape::random(&mut seed).flattened_by(&mut Seed::new(number.rotate_left(31)));
+    let shape = Shape::random(&mut seed).varied_by(&mut Seed::new(number.rotate_left(31)));
     let mut history = History::new(shape, seed.next());
     history.told.push(format!("{shape:?}"));
     let strangers = Strangers::of(&history);

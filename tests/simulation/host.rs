@@ -2,8 +2,8 @@
 
 use journal_format::{CountsV1, DomainUuid, Inode};
 use kvm_clone::world::{
-    ChunkSink, DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, HashJob, Host, HostFacts,
-    ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side, SnapshotFacts,
+    ChunkSink, DeviceFacts, DomainBrief, DomainFacts, Fault, FaultKind, FileStat, FilesystemFacts, HashJob, Host,
+    HostFacts, ImageCheck, NetworkFacts, OwnerLock, PoolFacts, ProcessId, Side, SnapshotFacts,
 };
 
 use crate::content::Content;
@@ -369,6 +369,19 @@ impl Host for SimHost {
         let owned = path.to_owned();
         self.operate(&|| format!("unlink unused {path}"), &Kind::Change(&[path]), move |machine, agent| {
             machine.unlink_unused(agent, &owned, inode)
+        })
+    }
+
+    fn device(&self, path: &str) -> Result<Option<DeviceFacts>, Fault> {
+        let owned = path.to_owned();
+        self.look(&|| format!("look at device {path}"), move |machine, _| Ok(machine.files.device_facts(&owned)))
+    }
+
+    fn hold_device(&self, path: &str, identity: &str) -> Result<Inode, Fault> {
+        let (owned, identity) = (path.to_owned(), identity.to_owned());
+        self.look(&|| format!("hold device {path}"), move |machine, agent| {
+            machine.check_change(agent, std::slice::from_ref(&owned))?;
+            machine.hold_device(agent, &owned, &identity)
         })
     }
 

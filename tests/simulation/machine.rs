@@ -27,6 +27,8 @@ pub struct Agent {
     pub allowed: Option<Vec<String>>,
     pub owner_locks: BTreeSet<NodeId>,
     pub image_locks: BTreeSet<NodeId>,
+    /// Block devices that it has opened alone.
+    pub devices: BTreeSet<NodeId>,
     pub counts: CountsV1,
 }
 
@@ -211,6 +213,32 @@ impl Machine {
             self.agents[agent].image_locks.remove(&node);
             self.pin();
         }
+    }
+
+    /// Opens a block device alone, until the agent ends.
+    pub fn hold_device(&mut self, agent: usize, path: &str, identity: &str) -> Result<Inode, Refusal> {
+        let node = self.files.expect(path)?;
+        let Some(found) = self.files.identity(node) else {
+            return Err((FaultKind::Unsupported, format!("{path} is no block device")));
+        };
+        if found != identity {
+            return Err((FaultKind::Changed, format!("{path} is {found}, not {identity}")));
+        }
+        let others = self.agents.iter().enumerate().filter(|(other, held)| *other != agent && held.alive);
+        if self.files.mounted.contains(&node) || others.into_iter().any(|(_, held)| held.devices.contains(&node)) {
+            return Err((FaultKind::InUse, format!("{path} is in use")));
+        }
+        self.agents[agent].devices.insert(node);
+        Ok(Inode(node.inode))
+    }
+
+    /// An agent writes only to a device that it holds.
+    pub fn check_held(&self, agent: usize, path: &str) -> Result<(), Refusal> {
+        let node = self.files.expect(path)?;
+        if self.files.identity(node).is_some() && !self.agents[agent].devices.contains(&node) {
+            return Err((FaultKind::Fenced, format!("{path}: this agent does not hold that device")));
+        }
+        Ok(())
     }
 
     /// Removes a name, unless a guest writes to the file or another agent has it locked.

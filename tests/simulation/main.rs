@@ -58,6 +58,7 @@ mod seed;
 mod snapshots;
 mod strangers;
 mod tally;
+mod targets;
 mod twice;
 mod unmounted;
 mod world;

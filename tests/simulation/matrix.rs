@@ -114,15 +114,17 @@ impl Span {
     }
 }
 
-/// What is read of the source happens in these: they are tried with a device and a flattened chain for a disk as well.
-const READING: [&str; 3] = ["TransferImage", "VerifyImage", COMMIT];
+/// What is read of the source and written on the destination happens in these: they are tried with a device on either side, and a
+/// flattened chain, for a disk as well.
+const COPYING: [&str; 4] = ["ClaimDevice", "TransferImage", "VerifyImage", COMMIT];
 
 /// One disk is enough: every kind is there. A VM that runs is replaced, so that the steps of replacing are there too.
 fn all_spans() -> Vec<Span> {
     let old = OldVm { autostart: false, ..OldVm::running() };
     let file = Shape { disks: 1, start: true, old: Some(old), snapshots: true, ..Shape::plain() };
-    let others = [Shape { device: true, ..file }, Shape { flattened: true, ..file }].into_iter().flat_map(spans);
-    spans(file).into_iter().chain(others.filter(|span| READING.contains(&span.kind))).collect()
+    let others = [Shape { device: true, ..file }, Shape { flattened: true, ..file }, Shape { target: true, ..file }];
+    let others = others.into_iter().flat_map(spans);
+    spans(file).into_iter().chain(others.filter(|span| COPYING.contains(&span.kind))).collect()
 }
 
 /// Where each kind of step is in a clean clone.

@@ -206,7 +206,11 @@ impl Oracle {
         let disks = || self.plan.images.iter().enumerate();
         let states = |path: &str| [files.content(path), files.durable_content(path)].into_iter().flatten();
         let startable = disks().all(|(_, disk)| states(&disk.final_path).next().is_some());
-        let is_half = |index: usize, disk: &ImageV1| !states(&disk.final_path).all(|now| self.is_whole(index, now));
+        // What a stranger writes to a device is seen at the barrier, and no lock keeps it away.
+        let is_strangers = |disk: &ImageV1| disk.device().is_some() && self.decayed;
+        let is_half = |index: usize, disk: &ImageV1| {
+            !is_strangers(disk) && !states(&disk.final_path).all(|now| self.is_whole(index, now))
+        };
         // Somebody's own file in the place of one that was removed is somebody's own affair.
         let by_strangers = self.removed && self.causes.contains(&Cause::PathTaken);
         if startable
@@ -227,7 +231,23 @@ impl Oracle {
         Ok(())
     }
 
+    /// The names of devices: what they held does not come back.
+    fn devices(&self) -> Vec<&str> {
+        let devices = self.plan.images.iter().filter(|image| image.device().is_some());
+        devices.map(|image| image.final_path.as_str()).collect()
+    }
+
+    /// What of a device is the image's.
+    fn image_on(&self, disk: usize, content: &Content) -> Content {
+        let mut content = content.clone();
+        if self.plan.images[disk].device().is_some() {
+            content.set_size(self.versions[disk].last().expect("there is one").size());
+        }
+        content
+    }
+
     fn is_whole(&self, disk: usize, content: &Content) -> bool {
+        let content = &self.image_on(disk, content);
         self.versions[disk].iter().any(|version| version.same_bytes(content) || booted(version).same_bytes(content))
     }
 
@@ -238,6 +258,7 @@ impl Oracle {
         let Some(content) = files.durable_content(&planned.staging_path) else {
             return Err(format!("a chunk is recorded, but {} is not durable", planned.staging_path));
         };
+        let content = &self.image_on(disk as usize, content);
         let chunk_bytes = self.plan.request.options.chunk_size_bytes;
         let geometry = ChunkGeometry { image_bytes: content.size(), chunk_bytes };
         for record in records {
@@ -291,6 +312,12 @@ impl Oracle {
             }
             StepV1::ClaimName => {
                 let claim = format!("{HOST_RECORDS}/names/{}", self.plan.request.new_name);
+                let owner = decode_owner_file(&text(&claim)).ok();
+                (claim, owner.is_some_and(|owner| owner.txn == self.plan.txn))
+            }
+            StepV1::ClaimDevice { image } => {
+                let device = self.plan.images[image as usize].device().expect("it goes onto a device");
+                let claim = format!("{HOST_RECORDS}/devices/{}", device.identity);
                 let owner = decode_owner_file(&text(&claim)).ok();
                 (claim, owner.is_some_and(|owner| owner.txn == self.plan.txn))
             }
@@ -370,6 +397,7 @@ impl Oracle {
         let ran = |name: &str| started && self.plan.images.iter().any(|image| image.final_path == name);
         let ours = |name: &str| {
             ran(name)
+                || self.devices().contains(&name)
                 || (!before.entries.contains_key(name) && !before.domains.contains_key(name))
                 || of_old.iter().any(|old| old == name)
         };
@@ -391,10 +419,10 @@ impl Oracle {
         let machine = core.machine(Side::Destination);
         let now = Snapshot::of(machine);
         let before = self.before_with_old(&now)?;
-        complain("after the rollback", &before.differences(&now, &|_| false))?;
+        complain("after the rollback", &before.differences(&now, &|name| self.devices().contains(&name)))?;
         let old_files: Vec<_> = self.plan.replaced.iter().flat_map(|old| &old.files).map(|file| &file.path).collect();
         // What a guest wrote and nobody synced is its own affair.
-        let excused = |name: &str| old_files.iter().any(|path| *path == name);
+        let excused = |name: &str| old_files.iter().any(|path| *path == name) || self.devices().contains(&name);
         self.after_cuts(machine, &|files| {
             let cut = Snapshot { domains: before.domains.clone(), ..Snapshot::of(&view(files)) };
             complain("after the rollback and a power cut", &before.differences(&cut, &excused))
@@ -551,6 +579,9 @@ impl Oracle {
             // A source that changed behind its locks after the last look is cloned as it was at that look.
             if !self.is_whole(index, content) && !self.touched {
                 return Err(format!("{path} is not what the source is"));
+            }
+            if disk.device().is_some() {
+                continue;
             }
             if (stat.mode, (stat.uid, stat.gid)) != (disk.mode, disk.owner) {
                 return Err(format!("{path} has other attributes than planned"));

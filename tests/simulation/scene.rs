@@ -1,8 +1,9 @@
 //! The scene of a history: two hosts with a little on them, a guest to be cloned, and its plan, made by hand.
 
 use journal_format::{
-    BackingV1, CleanUpStepV1, ControllerId, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1,
-    LayerV1, NewDirectoryV1, OptionsV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, StepV1, TxnId, UnixMillis,
+    BackingV1, CleanUpStepV1, ControllerId, DeviceV1, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1,
+    ImageV1, LayerV1, NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, StepV1, TxnId,
+    UnixMillis,
 };
 use kvm_clone::steps;
 use kvm_clone::world::{FileKind, HostFacts};
@@ -25,6 +26,10 @@ const STATE: &str = "/var/lib/libvirt";
 pub const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 /// The source's block device, where there is one.
 pub const DEVICE: &str = "/dev/web01-0";
+/// The destination's block device, where there is one.
+pub const TARGET: &str = "/dev/target";
+/// Bytes that it has behind the image.
+const TARGET_REST_BYTES: u64 = 7000;
 const CAPACITY_BYTES: u64 = 1 << 30;
 
 /// A host with nothing of its own yet.
@@ -126,6 +131,8 @@ pub struct Shape {
     pub snapshots: bool,
     /// The second disk, or the only one, is on top of two other images, and arrives as one.
     pub flattened: bool,
+    /// The clone's first disk is a block device.
+    pub target: bool,
 }
 
 impl Shape {
@@ -146,6 +153,7 @@ impl Shape {
             device: false,
             snapshots: false,
             flattened: false,
+            target: false,
         }
     }
 
@@ -166,13 +174,15 @@ impl Shape {
             // Without a draw of its own: what follows stays what it was.
             snapshots: seed.clone().chance(30),
             flattened: false,
+            target: false,
         }
     }
 
-    /// Now and then the second disk arrives flattened. A draw of its own: the other ones stay what they were.
-    pub fn flattened_by(self, seed: &mut Seed) -> Self {
+    /// Now and then the second disk arrives flattened, and the first one on a device. Draws of their own: the other ones stay
+    /// what they were.
+    pub fn varied_by(self, seed: &mut Seed) -> Self {
         let flattened = self.disks > 1 && seed.chance(30);
-        Self { flattened, chain: self.chain && !flattened, ..self }
+        Self { flattened, chain: self.chain && !flattened, target: seed.chance(25), ..self }
     }
 
     /// The disk that arrives flattened.
@@ -273,6 +283,15 @@ impl Scene {
                 )
             });
         }
+        if shape.target {
+            let bytes = images[0].size() + TARGET_REST_BYTES;
+            put_target(&mut destination, bytes, &mut seed);
+            let facts = destination.files.device_facts(TARGET).unwrap();
+            let device = DeviceV1 { identity: facts.identity.unwrap(), bytes };
+            let path = TARGET.to_owned();
+            let place = PlaceV1::Device { device };
+            disks[0] = ImageV1 { place, staging_path: path.clone(), final_path: path, ..disks[0].clone() };
+        }
         let final_paths: Vec<String> = disks.iter().map(|disk| disk.final_path.clone()).collect();
         if let Some(disk) = flattened_disk {
             let directory = directory_of(disk);
@@ -293,7 +312,7 @@ impl Scene {
             let path = format!("{}/{BASE}", directory_of(1));
             let content = image(&mut seed);
             put_source(&mut source, &path, content.clone());
-            let directory = disks[1].directory;
+            let directory = disks[1].directory().unwrap();
             let role = ImageRoleV1::Layer { target: TARGETS[1].to_owned(), depth: 1 };
             let name = format!("{CLONE_NAME}-{}-base1.img", TARGETS[1]);
             let staging = (directory, &directories[directory as usize]);
@@ -393,7 +412,7 @@ impl Scene {
             } else {
                 Vec::new()
             },
-            steps: steps(shape, directories.len(), disks.len(), new_directories.len()),
+            steps: steps(shape, directories.len(), &disks, new_directories.len()),
             clean_up: clean_up(shape, directories.len()),
             directories,
             new_directories,
@@ -445,7 +464,7 @@ fn planned(
         source_path: path.to_owned(),
         source_stamp: steps::stamp_of(source_kind, &stat),
         allocated_bytes: stat.allocated,
-        directory,
+        place: PlaceV1::Directory { directory },
         staging_path: format!("{}/{role}.img", staging.staging),
         final_path,
         mode: 0o640,
@@ -466,6 +485,15 @@ fn put_source(source: &mut Machine, path: &str, content: Content) {
     }
     let inode = source.files.make_file(path, 0o640, content).unwrap();
     source.files.set_attributes(path, inode, 64_055, 104, 0o640).unwrap();
+}
+
+/// A block device with something on it.
+fn put_target(destination: &mut Machine, bytes: u64, seed: &mut Seed) {
+    destination.files.make_dir("/dev", 0o755).unwrap();
+    let mut old = vec![0; usize::try_from(bytes).unwrap()];
+    seed.fill(&mut old);
+    destination.files.make_file(TARGET, 0o660, Content::of(&old)).unwrap();
+    destination.files.make_device(TARGET);
 }
 
 fn uuid(seed: &mut Seed) -> DomainUuid {
@@ -554,20 +582,25 @@ fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
     let _ = destination.libvirt.refresh_pool(&destination.files, "default");
 }
 
-fn steps(shape: Shape, directories: usize, images: usize, new_directories: usize) -> Vec<StepV1> {
-    let [directories, images, new_directories] =
-        [directories, images, new_directories].map(|count| u32::try_from(count).unwrap());
+fn steps(shape: Shape, directories: usize, images: &[ImageV1], new_directories: usize) -> Vec<StepV1> {
+    let [directories, new_directories] = [directories, new_directories].map(|count| u32::try_from(count).unwrap());
+    let on_device = |image: &u32| images[*image as usize].device().is_some();
+    let images = || 0..u32::try_from(images.len()).unwrap();
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
+    steps.extend(images().filter(on_device).map(|image| StepV1::ClaimDevice { image }));
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory }));
     steps.push(StepV1::DetectSharedStorage);
-    for image in 0..images {
-        steps.extend([StepV1::CreateImage { image }, StepV1::TransferImage { image }]);
+    for image in images() {
+        if !on_device(&image) {
+            steps.push(StepV1::CreateImage { image });
+        }
+        steps.push(StepV1::TransferImage { image });
         if shape.verify {
             steps.push(StepV1::VerifyImage { image });
         }
     }
     steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory }));
-    steps.extend((0..images).map(|image| StepV1::PublishImage { image }));
+    steps.extend(images().filter(|image| !on_device(image)).map(|image| StepV1::PublishImage { image }));
     steps.push(StepV1::DefineDomain);
     if shape.snapshots {
         steps.extend((0..2).map(|snapshot| StepV1::DefineSnapshot { snapshot }));

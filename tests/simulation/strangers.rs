@@ -254,6 +254,9 @@ impl Strangers {
         let disk = &self.plan.images[self.some_disk(seed)];
         let path = if seed.chance(50) { &disk.staging_path } else { &disk.final_path };
         let mark = format!("{HOST_RECORDS}/{}/committed", self.plan.txn);
+        if disk.device().is_some() {
+            return;
+        }
         let files = &mut core.machine_mut(Side::Destination).files;
         // After the commit the clone is somebody's.
         if files.stat(&mark).is_some() {

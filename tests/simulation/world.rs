@@ -430,6 +430,7 @@ impl SimWorld {
             ends_at_ns: None,
             allowed,
             owner_locks: std::collections::BTreeSet::default(),
+            devices: std::collections::BTreeSet::default(),
             image_locks: std::collections::BTreeSet::default(),
             counts: journal_format::CountsV1::default(),
         };

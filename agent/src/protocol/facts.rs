@@ -96,6 +96,23 @@ pub struct FilesystemFacts {
     pub network: bool,
 }
 
+/// A block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFacts {
+    /// Its node's inode.
+    pub inode: Inode,
+    /// Its capacity.
+    pub bytes: u64,
+    /// What names it for good, over boots and under any path: its world-wide name or serial number, of a partition with where it
+    /// begins, or what a loop device stands on. Fit for the name of a file, at most [`super::IDENTITY_BYTES_MAX`]. `None`:
+    /// nothing does.
+    pub identity: Option<String>,
+    /// A filesystem, swap space or another device uses it, or a part of it.
+    pub in_use: bool,
+    /// It cannot be written to.
+    pub read_only: bool,
+}
+
 /// A program of the host that only looks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tool {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, ImageFormat, Inode, TxnId};
 use kvm_clone_agent::protocol::{
-    Attach, Counts, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind, Geometry,
-    HashJob, Hello, Layer, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId, Ran,
-    ReceiveJob, RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply, encode_request,
-    encode_steer,
+    Attach, Counts, DeviceFacts, Failure, FailureKind, FileKind, FileStat, FilesystemFacts, FrameHeader, FrameKind,
+    Geometry, HashJob, Hello, Layer, Message, Overrides, OwnerLock, PROTOCOL_VERSION, Patch, PieceHeader, ProcessId,
+    Ran, ReceiveJob, RelayPurpose, Reply, Request, Role, SendJob, Steer, Tool, encode_message, encode_reply,
+    encode_request, encode_steer,
 };
 
 const AGENT: ProcessId = ProcessId { pid: 4321, started: 123_456 };
@@ -102,6 +102,8 @@ fn requests() -> Vec<Request> {
         Request::UnlinkUnused { path: path(), inode },
         Request::Counts,
         Request::Relabel { path: path() },
+        Request::Device { path: path() },
+        Request::HoldDevice { path: path(), identity: "wwn-naa.5000c500a1b2c3d4".into() },
     ]
 }
 
@@ -142,6 +144,8 @@ fn request_name(request: &Request) -> &'static str {
         Request::UnlinkUnused { .. } => "unlink-unused",
         Request::Counts => "counts",
         Request::Relabel { .. } => "relabel",
+        Request::Device { .. } => "device",
+        Request::HoldDevice { .. } => "hold-device",
     }
 }
 
@@ -198,6 +202,13 @@ fn replies() -> Vec<Reply> {
             file_bytes_read: 4096,
             libvirt_calls: 270,
         }),
+        Reply::Device(Some(DeviceFacts {
+            inode: Inode(99),
+            bytes: 1 << 40,
+            identity: Some("wwn-naa.5000c500a1b2c3d4".into()),
+            in_use: true,
+            read_only: false,
+        })),
     ]
 }
 
@@ -216,6 +227,7 @@ fn reply_name(reply: &Reply) -> &'static str {
         Reply::OwnerLock(_) => "owner-lock",
         Reply::Ran(_) => "ran",
         Reply::Counts(_) => "counts",
+        Reply::Device(_) => "device",
     }
 }
 

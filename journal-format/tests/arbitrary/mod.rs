@@ -79,12 +79,16 @@ fn disk() -> impl Strategy<Value = ImageV1> {
     let format = format();
     let backing = (text(), text()).prop_map(|(source, clone)| BackingV1 { source, clone });
     let paths = (text(), text(), text(), text());
+    let place = prop_oneof![
+        any::<u32>().prop_map(|directory| PlaceV1::Directory { directory }),
+        (text(), any::<u64>()).prop_map(|(identity, bytes)| PlaceV1::Device { device: DeviceV1 { identity, bytes } }),
+    ];
     (
         (role(), paths, option::of(backing), vec(layer(), 0..3)),
         format,
         stamp(),
         any::<u64>(),
-        any::<u32>(),
+        place,
         any::<u32>(),
         (any::<(u32, u32)>(), prop_oneof![Just(SourceKindV1::File), Just(SourceKindV1::Device)]),
     )
@@ -94,7 +98,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                 format,
                 source_stamp,
                 allocated_bytes,
-                directory,
+                place,
                 mode,
                 (owner, source_kind),
             )| {
@@ -105,7 +109,7 @@ fn disk() -> impl Strategy<Value = ImageV1> {
                     source_path,
                     source_stamp,
                     allocated_bytes,
-                    directory,
+                    place,
                     staging_path,
                     final_path,
                     mode,
@@ -141,6 +145,7 @@ fn step() -> impl Strategy<Value = StepV1> {
         Just(StepV1::DefineDomain),
         Just(StepV1::StopOldVm),
         any::<u32>().prop_map(|snapshot| StepV1::DefineSnapshot { snapshot }),
+        any::<u32>().prop_map(|image| StepV1::ClaimDevice { image }),
     ]
 }
 

@@ -32,7 +32,10 @@ fn disk(number: u32, format: ImageFormat) -> ImageV1 {
         source_path: format!("/srv/pool/web01-{number}.img"),
         source_stamp: stamp(),
         allocated_bytes: 1_073_741_824,
-        directory: 0,
+        place: match number {
+            2 => PlaceV1::Device { device: DeviceV1 { identity: "wwn-naa.5000c500a1b2c3d4".into(), bytes: 1 << 40 } },
+            _ => PlaceV1::Directory { directory: 0 },
+        },
         staging_path: format!("/srv/images/.kvm-clone/{}/{number}", txn()),
         final_path: format!("/srv/images/web02-{number}.img"),
         mode: 0o600,
@@ -68,6 +71,7 @@ pub fn steps() -> Vec<StepV1> {
         StepV1::DefineDomain,
         StepV1::StopOldVm,
         StepV1::DefineSnapshot { snapshot: 0 },
+        StepV1::ClaimDevice { image: 2 },
     ]
 }
 
@@ -180,7 +184,7 @@ pub fn plan() -> PlanV1 {
             owner: (0, 0),
             makes_parent: true,
         }],
-        images: vec![disk(0, ImageFormat::Raw), disk(1, ImageFormat::Qcow2)],
+        images: vec![disk(0, ImageFormat::Raw), disk(1, ImageFormat::Qcow2), disk(2, ImageFormat::Raw)],
         replaced: Some(replaced(StopModeV1::Shutdown)),
         pools: vec!["images".into()],
         steps: steps(),

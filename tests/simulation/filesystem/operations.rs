@@ -1,5 +1,7 @@
 //! What programs ask of a filesystem.
 
+use kvm_clone::world::DeviceFacts;
+
 use super::*;
 
 impl Filesystem {
@@ -32,6 +34,23 @@ impl Filesystem {
         let id = self.find(path).expect("it is there");
         self.change_file(id, 0, Content::allocate).expect("it is a file");
         self.devices.insert(id);
+    }
+
+    /// What names a block device for good; `None`: it is none.
+    pub fn identity(&self, device: NodeId) -> Option<String> {
+        let word = if self.exchanged.contains(&device) { "other" } else { "serial" };
+        self.devices.contains(&device).then(|| format!("{word}-{}", device.inode))
+    }
+
+    pub fn device_facts(&self, path: &str) -> Option<DeviceFacts> {
+        let node = self.find(path)?;
+        Some(DeviceFacts {
+            inode: Inode(node.inode),
+            bytes: self.stat(path)?.size,
+            identity: Some(self.identity(node)?),
+            in_use: self.mounted.contains(&node),
+            read_only: false,
+        })
     }
 
     /// A device number is another one after every boot.
@@ -128,7 +147,13 @@ impl Filesystem {
     pub fn punch(&mut self, path: &str, inode: Inode, range: std::ops::Range<u64>) -> Result<(), Refusal> {
         let id = self.expect_inode(path, inode)?;
         self.spend()?;
-        self.change_file(id, 0, |content| content.punch(range))
+        let zeros = vec![0; usize::try_from(range.end - range.start).expect("a few chunks")];
+        let is_device = self.devices.contains(&id);
+        self.change_file(
+            id,
+            0,
+            |content| if is_device { content.write(range.start, &zeros) } else { content.punch(range) },
+        )
     }
 
     pub fn set_size(&mut self, path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<(), Refusal> {
