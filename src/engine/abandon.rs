@@ -123,7 +123,11 @@ fn release_claims(context: &mut Context) -> Result<(), Failure> {
         {
             host.unlink(&claim, owner)?;
         }
-        host.sync(parent_of(&claim))?;
+        match host.sync(parent_of(&claim)) {
+            // No device was ever claimed there.
+            Err(fault) if fault.kind == FaultKind::NotFound => {}
+            synced => synced?,
+        }
     }
     let plan = context.plan.clone();
     for planned in &plan.steps {

@@ -17,7 +17,7 @@ use crate::scene::Shape;
 const SEED: u64 = 41;
 
 fn shape() -> Shape {
-    Shape { disks: 1, ..Shape::plain() }
+    Shape { disks: 1, target: true, ..Shape::plain() }
 }
 
 /// What comes of it: who asks again is refused, and nothing is changed any more.
