@@ -33,7 +33,7 @@ impl OnDisk {
 impl LayerFile for OnDisk {
     type Error = Infallible;
 
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.1
     }
 
