@@ -27,7 +27,7 @@ pub trait LayerFile {
     /// Why its bytes cannot be had.
     type Error;
     /// Bytes of it.
-    fn len(&self) -> u64;
+    fn bytes(&self) -> u64;
     /// Fills the buffer from this position on; both lie within the length.
     fn read_at(&self, position: u64, bytes: &mut [u8]) -> Result<(), Self::Error>;
     /// The first bytes at or behind a position that may be other than zero; what is before them is a hole. Empty: there are none.
@@ -86,7 +86,7 @@ impl<F: LayerFile> Chain<F> {
                 ImageFormat::Raw if index + 1 < count => return Err(unreadable(Unreadable::RawAbove)),
                 ImageFormat::Raw => None,
                 ImageFormat::Qcow2 => {
-                    let mut head = vec![0; HEADER_BYTES_MAX.min(usize::try_from(file.len()).unwrap_or(usize::MAX))];
+                    let mut head = vec![0; HEADER_BYTES_MAX.min(usize::try_from(file.bytes()).unwrap_or(usize::MAX))];
                     file.read_at(0, &mut head).map_err(ChainError::File)?;
                     let tables = Tables::read(&head).map_err(unreadable)?;
                     if tables.stands_on_another != (index + 1 < count) {
@@ -95,7 +95,7 @@ impl<F: LayerFile> Chain<F> {
                     Some(tables)
                 }
             };
-            let bytes = tables.as_ref().map_or_else(|| file.len(), |tables| tables.bytes);
+            let bytes = tables.as_ref().map_or_else(|| file.bytes(), |tables| tables.bytes);
             layers.push(Layer { file, bytes, tables });
         }
         let bytes = layers.first().map_or(0, |top| top.bytes);
@@ -184,7 +184,7 @@ impl<F: LayerFile> Chain<F> {
     /// Bytes of a layer's file. Those beyond its end are zeros, as they are to QEMU: the last cluster need not be whole.
     fn read_file(&self, layer: usize, position: u64, bytes: &mut [u8]) -> Result<(), ChainError<F::Error>> {
         let file = &self.layers[layer].file;
-        let there = file.len().saturating_sub(position).min(bytes.len() as u64);
+        let there = file.bytes().saturating_sub(position).min(bytes.len() as u64);
         let (there, beyond) = bytes.split_at_mut(usize::try_from(there).unwrap_or(bytes.len()));
         beyond.fill(0);
         if there.is_empty() {
@@ -195,7 +195,7 @@ impl<F: LayerFile> Chain<F> {
 
     /// A big-endian number of a layer's tables. One beyond the end of the file is damage, and not zero.
     fn entry(&self, layer: usize, position: u64) -> Result<u64, ChainError<F::Error>> {
-        let len = self.layers[layer].file.len();
+        let len = self.layers[layer].file.bytes();
         if position.checked_add(8).is_none_or(|end| end > len) {
             return Err(ChainError::Image(layer, Unreadable::TableBeyondEnd { position }));
         }

@@ -88,7 +88,7 @@ fn unread(error: ChainError<Failure>, name: impl Fn(usize) -> Option<String>) ->
 impl LayerFile for Image {
     type Error = Failure;
 
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.bytes()
     }
 

@@ -4,7 +4,7 @@ struct InMemory<'a>(&'a [u8]);
 impl kvm_clone_agent::flat::LayerFile for InMemory<'_> {
     type Error = std::convert::Infallible;
 
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.0.len() as u64
     }
 
@@ -15,7 +15,7 @@ impl kvm_clone_agent::flat::LayerFile for InMemory<'_> {
     }
 
     fn data_from(&self, position: u64) -> Result<std::ops::Range<u64>, Self::Error> {
-        let end = self.len();
+        let end = self.bytes();
         Ok(if position < end { position..end } else { u64::MAX..u64::MAX })
     }
 }

@@ -162,13 +162,13 @@ fn put_chain(ground: &dyn Ground, side: Side, directory: &str) -> (Vec<String>, 
         };
         vec![
             (0, header),
-            (chunk, table(&[2 * chunk | 1 << 63])),
+            (chunk, table(&[(2 * chunk) | (1 << 63)])),
             (2 * chunk, table(&entries)),
             (3 * chunk, own.clone()),
         ]
     };
     let paths = ["top", "middle", "base"].map(|name| format!("{directory}/{name}"));
-    ground.put(side, &paths[0], 4 * chunk, &image([0, 3 * chunk | 1 << 63, 0, 0], "middle"));
+    ground.put(side, &paths[0], 4 * chunk, &image([0, (3 * chunk) | (1 << 63), 0, 0], "middle"));
     ground.put(side, &paths[1], 4 * chunk, &image([1, 1, 0, 0], "base"));
     ground.put(side, &paths[2], raw.len() as u64, &[(0, raw.clone())]);
     let seen = [vec![0; own.len()], own, raw[2 * usize::try_from(chunk).unwrap()..].to_vec()].concat();

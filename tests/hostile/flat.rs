@@ -33,7 +33,7 @@ impl OnDisk {
 impl LayerFile for OnDisk {
     type Error = Infallible;
 
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.1
     }
 
@@ -78,7 +78,7 @@ fn make_qcow2(directory: &Path, seed: &mut Seed, name: &str, below: Option<&Made
     let mut options = format!("cluster_size={cluster},compat={}", if old { "0.10" } else { "1.1" });
     let allocated = below.is_none() && seed.chance(50);
     if allocated {
-        options += &format!(",preallocation={}", seed.pick(&["metadata", "falloc"]));
+        options = format!("{options},preallocation={}", seed.pick(&["metadata", "falloc"]));
     }
     let mut words = vec!["create", "-q", "-f", "qcow2", "-o", &options];
     if let Some(below) = below {
@@ -144,7 +144,7 @@ fn make_chain(directory: &Path, seed: &mut Seed) -> Vec<Made> {
         }
         words.extend([&*top.name, "compressed"]);
         qemu_img(directory, &words.map_owned());
-        chain[0].name = "compressed".to_owned();
+        "compressed".clone_into(&mut chain[0].name);
     }
     chain
 }

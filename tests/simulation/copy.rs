@@ -106,7 +106,7 @@ struct InMemory<'a>(&'a Content);
 impl LayerFile for InMemory<'_> {
     type Error = Infallible;
 
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.0.size()
     }
 

@@ -187,7 +187,7 @@ impl Shape {
 
     /// The disk that arrives flattened.
     fn flattened_disk(&self) -> Option<usize> {
-        self.flattened.then_some(if self.disks > 1 { 1 } else { 0 })
+        self.flattened.then_some(usize::from(self.disks > 1))
     }
 }
 
