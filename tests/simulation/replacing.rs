@@ -23,7 +23,15 @@ const SEED: u64 = 12;
 fn shape(old: OldVm) -> Shape {
     // What one of the two has shows on the other, if it gets there.
     let autostart = !old.autostart;
-    Shape { disks: 1, two_directories: false, autostart, start: false, old: Some(old), ..Shape::plain() }
+    Shape {
+        disks: 1,
+        two_directories: false,
+        autostart,
+        start: false,
+        old: Some(old),
+        snapshots: true,
+        ..Shape::plain()
+    }
 }
 
 /// What old VMs there are.
