@@ -215,7 +215,7 @@ fn fill(cell: Cell, span: &Span) -> Result<(BTreeSet<&'static str>, u64), String
 fn page(cells: &BTreeMap<Cell, BTreeSet<&'static str>>, kinds: &[&'static str]) -> String {
     let mut page = "# The crash matrix\n\n\
         Every kind of step, hit at every point, and what is done then. Each cell is at least one history of the real engine and \
-        steps in\nthe simulated world (where the source is read: one each with a file, a device and a flattened chain for a disk), judged by an oracle that knows nothing of them; mid-effect, up to six operations are hit, \
+        steps in\nthe simulated world (where images are copied: one each with a file, a device on either side and a flattened chain for a disk), judged by an oracle that knows nothing of them; mid-effect, up to six operations are hit, \
         each before and\nafter it happened, and a second crash comes at three places of the second life. `clone`: the whole clone \
         is there, byte for byte, in\nthe place of a VM that ran, and nothing else changed. `as before`: nothing of the transaction is left, and that VM runs again. `clone (committed)`: \
         the commit mark was there, so\nthe rollback was refused and the clone finished. Commit has no event before its effect.\n\n\
