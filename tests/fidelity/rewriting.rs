@@ -287,7 +287,7 @@ fn a_flattened_disk_is_raw_and_stands_on_nothing() {
     before.replace_range(
         at..end,
         &format!(
-            "<driver name='qemu' type='qcow2' cache='none' discard_no_unref='on'>             <metadata_cache><max_size unit='KiB'>64</max_size></metadata_cache></driver>{layer}"
+            "<driver name='qemu' type='qcow2' cache='none' discard_no_unref='on'><metadata_cache><max_size unit='KiB'>64</max_size></metadata_cache></driver>{layer}"
         ),
     );
     let mut expected = text.clone();

@@ -237,18 +237,25 @@ impl Oracle {
         devices.map(|image| image.final_path.as_str()).collect()
     }
 
-    /// What of a device is the image's.
-    fn image_on(&self, disk: usize, content: &Content) -> Content {
-        let mut content = content.clone();
-        if self.plan.images[disk].device().is_some() {
-            content.set_size(self.versions[disk].last().expect("there is one").size());
-        }
-        content
+    /// What of a device is the image's, which is as long as one version of the source is; a file is all of it.
+    fn images_on<'a>(&'a self, disk: usize, content: &'a Content) -> impl Iterator<Item = Content> + 'a {
+        let on_device = self.plan.images[disk].device().is_some();
+        let sizes: BTreeSet<u64> = if on_device {
+            self.versions[disk].iter().map(Content::size).collect()
+        } else {
+            BTreeSet::from([content.size()])
+        };
+        sizes.into_iter().map(|size| {
+            let mut image = content.clone();
+            image.set_size(size);
+            image
+        })
     }
 
     fn is_whole(&self, disk: usize, content: &Content) -> bool {
-        let content = &self.image_on(disk, content);
-        self.versions[disk].iter().any(|version| version.same_bytes(content) || booted(version).same_bytes(content))
+        self.images_on(disk, content).any(|image| {
+            self.versions[disk].iter().any(|version| version.same_bytes(&image) || booted(version).same_bytes(&image))
+        })
     }
 
     /// What is put into the ledger must be on the destination's disk.
@@ -258,17 +265,21 @@ impl Oracle {
         let Some(content) = files.durable_content(&planned.staging_path) else {
             return Err(format!("a chunk is recorded, but {} is not durable", planned.staging_path));
         };
-        let content = &self.image_on(disk as usize, content);
+        let images: Vec<Content> = self.images_on(disk as usize, content).collect();
         let chunk_bytes = self.plan.request.options.chunk_size_bytes;
-        let geometry = ChunkGeometry { image_bytes: content.size(), chunk_bytes };
         for record in records {
-            let start = record.index * u64::from(chunk_bytes);
-            let bytes = content.read(start, geometry.chunk_len(record.index));
-            let right = match record.state {
-                ChunkState::Zero => bytes.iter().all(|byte| *byte == 0),
-                ChunkState::Data(value) => value == chunk_value(geometry, record.index, &bytes),
+            let is_on = |image: &Content| {
+                let geometry = ChunkGeometry { image_bytes: image.size(), chunk_bytes };
+                if record.index >= geometry.chunk_count() {
+                    return false;
+                }
+                let bytes = image.read(record.index * u64::from(chunk_bytes), geometry.chunk_len(record.index));
+                match record.state {
+                    ChunkState::Zero => bytes.iter().all(|byte| *byte == 0),
+                    ChunkState::Data(value) => value == chunk_value(geometry, record.index, &bytes),
+                }
             };
-            if !right && !self.decayed {
+            if !images.iter().any(is_on) && !self.decayed {
                 return Err(format!("chunk {} of {} is recorded and not durable", record.index, planned.staging_path));
             }
         }
