@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use journal_format::{DomainUuid, EventV1, PlanV1, StepRef, StepV1};
+use journal_format::{DomainUuid, EventV1, NewDirectoryV1, PlanV1, StepRef, StepV1};
 use kvm_clone::world::{FileKind, Side};
 
 use crate::content::Content;
@@ -166,7 +166,17 @@ impl Strangers {
     }
 
     fn take_path(&self, core: &mut Core, seed: &mut Seed) {
-        self.put(core, self.plan.images[self.some_disk(seed)].final_path.clone(), Cause::PathTaken);
+        let path = self.plan.images[self.some_disk(seed)].final_path.clone();
+        // A directory of ours that is still being made gets its owner and mode, whoever put something there meanwhile.
+        let files = &core.machine(Side::Destination).files;
+        let is_unfinished = |planned: &NewDirectoryV1| {
+            let made = files.stat(&planned.path);
+            made.is_some_and(|made| (made.mode & 0o7777, (made.uid, made.gid)) != (planned.mode, planned.owner))
+        };
+        let mut parents = self.plan.new_directories.iter().filter(|directory| split(&path).0 == directory.path);
+        if !parents.any(is_unfinished) {
+            self.put(core, path, Cause::PathTaken);
+        }
     }
 
     fn take_name(&self, core: &mut Core) {
