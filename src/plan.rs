@@ -236,7 +236,8 @@ fn reference_to(source: &str, from: &str, to: &str) -> String {
 fn planned_device(survey: &Survey, typed: &str) -> Option<(String, DeviceV1)> {
     let target = survey.destination.devices.get(typed)?;
     let facts = target.facts.as_ref()?;
-    Some((target.path.clone(), DeviceV1 { identity: facts.identity.clone()?, bytes: facts.bytes }))
+    let device = DeviceV1 { identity: facts.identity.clone()?, bytes: facts.bytes, named: typed.to_owned() };
+    Some((target.path.clone(), device))
 }
 
 /// What is known of an image before it has a place.
@@ -382,9 +383,10 @@ impl<'a, 'r> Rewriting<'a, 'r> {
         for disk in &definition.disks {
             let Some(top) = self.file_of(disk) else { continue };
             if let Some(image) = self.images.get(top) {
-                let written =
-                    if image.device().is_some() { &mut changes.disk_devices } else { &mut changes.disk_files };
-                written.insert(disk.index, image.final_path.clone());
+                match image.device() {
+                    Some(device) => changes.disk_devices.insert(disk.index, device.named.clone()),
+                    None => changes.disk_files.insert(disk.index, image.final_path.clone()),
+                };
             }
             let chain = self.chain_files(disk, top);
             changes.chain_files.extend((!chain.is_empty()).then_some((disk.index, chain)));

@@ -74,7 +74,8 @@ pub fn look(path: &str) -> Result<Option<DeviceFacts>, Failure> {
     let file = open(path, OpenOptions::new().read(true)).map_err(|error| refused(operation(), errno(&error)))?;
     let (number, inode) = numbers(path, &file)?;
     let in_use = match open_alone(path, OpenOptions::new().read(true)) {
-        Ok(_) => false,
+        // What is on a partition belongs to somebody, whether it is mounted now or not.
+        Ok(_) => has_partitions(&kernel_directory(number)),
         Err(Errno::EBUSY) => true,
         Err(error) => return Err(refused(operation(), error)),
     };
@@ -106,6 +107,11 @@ fn open_alone(path: &str, options: &mut OpenOptions) -> Result<File, Errno> {
 /// Where the kernel says what it knows of a device.
 fn kernel_directory(number: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", major(number), minor(number)))
+}
+
+fn has_partitions(directory: &Path) -> bool {
+    let mut entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.any(|entry| entry.path().join("partition").exists())
 }
 
 fn line_of(path: &Path) -> Option<String> {

@@ -232,6 +232,8 @@ pub struct DeviceV1 {
     pub identity: String,
     /// Its bytes when it was planned: at least those of the image.
     pub bytes: u64,
+    /// The path that the clone's definition names it by, as it was typed: a boot may give its node another name.
+    pub named: String,
 }
 
 /// What keeps an image on the source. Variants are only appended.

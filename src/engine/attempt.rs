@@ -3,6 +3,7 @@
 //!
 //! Nothing of the transaction is touched before the owner lock is held. Within an attempt nothing reconnects.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
 use crate::domain::{Definition, DiskSource, same, uncarried_image, unflattened_image};
 use crate::failure::Failure;
 use crate::history::Last;
+use crate::reach::{Leaving, Reached};
 use crate::steps::host_record::{HostRecord, OWNER_BYTES_MAX, parent_of};
 use crate::steps::{self, Context, Origin};
 use crate::world::{DomainFacts, DomainState, FaultKind, FileKind, Host, OwnerLock, ProcessId, Side, World};
@@ -459,7 +461,9 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
         && last == Last::Done
         && known == Some(seen)
         && steps::device_differs(context, image, Origin::Source)?;
-    if known != Some(seen) || differs {
+    // Also what was sent again within this attempt, and not looked at as it is now.
+    let changed = context.recorder.history().sources.get(image as usize).is_some_and(|source| source.changed);
+    if known != Some(seen) || differs || changed {
         must_be_carried(context, context.image(image)?)?;
     }
     if (known == Some(seen) && !differs) || last != Last::Done {
@@ -480,25 +484,33 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
 }
 
 /// Compares the devices that were written to with what was sent: no time and no lock tells whether somebody wrote to them since.
-/// Each is held from here on. What differs is sent again, unless something was published.
+/// Each is held from here on. One that somebody else has by now is theirs: nothing more is written to it, and once the clone is
+/// defined, it turns back.
 pub(super) fn compare_devices(context: &mut Context) -> Result<(), Failure> {
     let plan = context.plan.clone();
     for (image, planned) in (0_u32..).zip(&plan.images) {
-        let transfer = StepV1::TransferImage { image };
-        let last = context.history_of(transfer).map_or(Last::None, |step| step.last);
-        if planned.device().is_none() || last != Last::Done {
+        let last = |step| context.history_of(step).map_or(Last::None, |step| step.last);
+        // Claiming it looks at it too.
+        if planned.device().is_none() || last(StepV1::ClaimDevice { image }) != Last::Done {
             continue;
         }
+        let transferred = last(StepV1::TransferImage { image }) == Last::Done;
         steps::hold_device(context, image)?;
-        if !steps::device_differs(context, image, Origin::Destination)? {
-            continue;
-        }
-        let why = format!("{} on {} was written to by somebody else", planned.final_path, context.destination.name());
+        let host = context.destination.clone();
+        let clone = Leaving { vm: plan.clone_uuid, files: BTreeSet::new() };
+        let found = match Reached::on(host.as_ref(), Some(&clone))?.by(&planned.final_path)? {
+            Some(who) => who,
+            None if transferred && steps::device_differs(context, image, Origin::Destination)? => {
+                "it was written to by somebody else".to_owned()
+            }
+            None => continue,
+        };
+        let found = format!("{} on {}: {found}", planned.final_path, host.name());
         if is_anything_published(context) {
-            return Err(Failure::turn_back(why, "see who writes to it, then clone again"));
+            return Err(Failure::turn_back(found, "see who uses it, then clone again"));
         }
-        context.recorder.observer.warning(&format!("{}: {why}; what differs is sent again", planned.role));
-        reopen(context, transfer, ReopenCauseV1::EffectGone, &why)?;
+        let place = context.place_of(StepV1::ClaimDevice { image })?;
+        return Err(Failure::stop(Some(place), format!("{} used by nobody else", planned.final_path), found));
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey, con
             block(report, survey, &what, "Give each disk a device of its own.");
         }
         if let (true, Some(facts)) = (report.blockers.len() == before, &target.facts) {
-            warn(report, survey, file, target, facts);
+            warn(report, survey, file, (typed, target), facts);
         }
     }
 }
@@ -70,7 +70,9 @@ fn check_device(report: &mut Report, survey: &Survey, file: &SourceFile, target:
     };
     refuse(
         facts.in_use,
-        format!("{path} is in use: it, or a part of it, is mounted, swapped on, or part of another device"),
+        format!(
+            "{path} is in use: it has partitions, or it or a part of it is mounted, swapped on, or part of another device"
+        ),
         "`lsblk` and `findmnt` show by what. Take that away, or give another device.",
     );
     refuse(
@@ -92,7 +94,7 @@ fn check_device(report: &mut Report, survey: &Survey, file: &SourceFile, target:
     );
     refuse(
         target.is_of_source,
-        format!("{path} is the very device that a disk of the source VM is on"),
+        format!("{path} is the very device that a disk of the source VM is on, or the one is a part of the other"),
         "Give another device.",
     );
     if let Some(who) = &target.reached {
@@ -122,7 +124,13 @@ fn check_claim(report: &mut Report, survey: &Survey, target: &TargetDevice, cont
 }
 
 /// Nobody shall say that they did not know.
-fn warn(report: &mut Report, survey: &Survey, file: &SourceFile, target: &TargetDevice, facts: &DeviceFacts) {
+fn warn(
+    report: &mut Report,
+    survey: &Survey,
+    file: &SourceFile,
+    (typed, target): (&str, &TargetDevice),
+    facts: &DeviceFacts,
+) {
     let host = survey.destination.name.as_str();
     let used = file.image().map_or(0, |image| image.stat.size);
     let rest = match facts.bytes.saturating_sub(used) {
@@ -140,6 +148,12 @@ fn warn(report: &mut Report, survey: &Survey, file: &SourceFile, target: &Target
         ),
         "",
     );
+    if typed == target.path {
+        let told =
+            format!("{host}: the clone's definition names {typed}, and a boot may give that name to another device.");
+        let advice = "Give a path that stays: `ls -l /dev/disk/by-id /dev/mapper` shows some.";
+        report.warn(WarningKind::DeviceName, host, told, advice);
+    }
 }
 
 #[cfg(test)]
@@ -225,7 +239,7 @@ mod tests {
         assert_eq!(about, [&StepV1::ClaimDevice { image: 1 }, &StepV1::TransferImage { image: 1 }, &verify]);
         assert!(
             plan.definition.contains("<disk type='block' device='disk'>")
-                && plan.definition.contains("<source dev='/dev/dm-3'/>")
+                && plan.definition.contains("<source dev='/dev/vg/web'/>")
         );
         assert_eq!(plan.directories.len(), 1, "nothing is staged beside a device");
         assert!(plan.clean_up.contains(&CleanUpStepV1::ReleaseClaim));

@@ -172,6 +172,8 @@ pub enum WarningKind {
     OldFileLeft,
     /// A block device will be written over.
     DeviceOverwritten,
+    /// The clone's definition names a device by a name that may become another's.
+    DeviceName,
     /// The clone will be the same machine as its source to everything that looks at it.
     SameIdentity,
     /// The clone's disks go to a network filesystem.

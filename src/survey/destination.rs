@@ -130,18 +130,24 @@ fn devices(host: &dyn Host, request: &Request) -> Result<BTreeMap<String, Target
     request.overwritten.iter().map(look).collect()
 }
 
-/// Is a disk of the source VM on that very device? What a loop device stands on has a number of its own on each host.
+/// Is a disk of the source VM on that very device, on a partition of it, or on all of what it is a partition of? What a loop device stands on has a number of its own on each host.
 pub(super) fn is_of_source(host: &dyn Host, source: &SourceSurvey, device: &TargetDevice) -> Result<bool, Fault> {
     let identity = device.facts.as_ref().and_then(|facts| facts.identity.as_ref());
     let Some(identity) = identity.filter(|identity| !identity.starts_with("loop-")) else { return Ok(false) };
     for image in source.files.iter().filter_map(SourceFile::image) {
         if image.stat.kind == FileKind::BlockDevice
-            && host.device(&image.path)?.is_some_and(|facts| facts.identity.as_ref() == Some(identity))
+            && host.device(&image.path)?.and_then(|facts| facts.identity).is_some_and(|own| overlap(&own, identity))
         {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Are these the same device, or is one a partition of the other? The identity of a partition begins with that of its disk.
+fn overlap(one: &str, other: &str) -> bool {
+    let is_part = |part: &str, of: &str| part.strip_prefix(of).is_some_and(|rest| rest.starts_with("-from-"));
+    one == other || is_part(one, other) || is_part(other, one)
 }
 
 /// Which of the media that are not copied are there.

@@ -384,7 +384,9 @@ impl Oracle {
 
     /// Was there a cause for a stop that is not kvm-clone's own?
     pub fn may_stop(&self) -> bool {
-        self.causes.iter().any(|cause| cause.may_stop())
+        // What a stranger wrote to a device is the stranger's.
+        let on_device = self.causes.contains(&Cause::BytesFlipped) && !self.devices().is_empty();
+        on_device || self.causes.iter().any(|cause| cause.may_stop())
     }
 
     /// Was there a cause for a rollback that nobody asked for?

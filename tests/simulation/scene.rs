@@ -287,7 +287,7 @@ impl Scene {
             let bytes = images[0].size() + TARGET_REST_BYTES;
             put_target(&mut destination, bytes, &mut seed);
             let facts = destination.files.device_facts(TARGET).unwrap();
-            let device = DeviceV1 { identity: facts.identity.unwrap(), bytes };
+            let device = DeviceV1 { identity: facts.identity.unwrap(), bytes, named: TARGET.to_owned() };
             let path = TARGET.to_owned();
             let place = PlaceV1::Device { device };
             disks[0] = ImageV1 { place, staging_path: path.clone(), final_path: path, ..disks[0].clone() };

@@ -71,7 +71,7 @@ fn a_clone_on_a_device_is_whole_after_a_crash_anywhere() {
 
 /// Nothing but its bytes says that somebody wrote to it between two lives.
 #[test]
-fn a_device_that_was_written_to_between_attempts_is_written_again_or_given_up() {
+fn a_device_that_was_written_to_between_attempts_is_left_to_who_did() {
     for verify in [true, false] {
         for operation in 0..operations_of_a_clean_clone(verify) {
             let mut history = History::new(shape(verify), seed());

@@ -81,7 +81,8 @@ fn disk() -> impl Strategy<Value = ImageV1> {
     let paths = (text(), text(), text(), text());
     let place = prop_oneof![
         any::<u32>().prop_map(|directory| PlaceV1::Directory { directory }),
-        (text(), any::<u64>()).prop_map(|(identity, bytes)| PlaceV1::Device { device: DeviceV1 { identity, bytes } }),
+        (text(), any::<u64>(), text())
+            .prop_map(|(identity, bytes, named)| PlaceV1::Device { device: DeviceV1 { identity, bytes, named } }),
     ];
     (
         (role(), paths, option::of(backing), vec(layer(), 0..3)),

@@ -33,7 +33,13 @@ fn disk(number: u32, format: ImageFormat) -> ImageV1 {
         source_stamp: stamp(),
         allocated_bytes: 1_073_741_824,
         place: match number {
-            2 => PlaceV1::Device { device: DeviceV1 { identity: "wwn-naa.5000c500a1b2c3d4".into(), bytes: 1 << 40 } },
+            2 => PlaceV1::Device {
+                device: DeviceV1 {
+                    identity: "wwn-naa.5000c500a1b2c3d4".into(),
+                    bytes: 1 << 40,
+                    named: "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4".into(),
+                },
+            },
             _ => PlaceV1::Directory { directory: 0 },
         },
         staging_path: format!("/srv/images/.kvm-clone/{}/{number}", txn()),
