@@ -498,14 +498,15 @@ pub(super) fn compare_devices(context: &mut Context) -> Result<(), Failure> {
         steps::hold_device(context, image)?;
         let host = context.destination.clone();
         let clone = Leaving { vm: plan.clone_uuid, files: BTreeSet::new() };
-        let found = match Reached::on(host.as_ref(), Some(&clone))?.by(&planned.final_path)? {
-            Some(who) => who,
-            None if transferred && steps::device_differs(context, image, Origin::Destination)? => {
-                "it was written to by somebody else".to_owned()
-            }
-            None => continue,
-        };
-        let found = format!("{} on {}: {found}", planned.final_path, host.name());
+        let is_at = |what: &str| format!("{} on {}: {what}", planned.final_path, host.name());
+        // Or something could not be read just now that may.
+        if let Some(who) = Reached::on(host.as_ref(), Some(&clone))?.by(&planned.final_path)? {
+            return Err(Failure::suspend(is_at(&who), "see that nobody else uses it, then resume; or roll back"));
+        }
+        if !transferred || !steps::device_differs(context, image, Origin::Destination)? {
+            continue;
+        }
+        let found = is_at("it was written to by somebody else");
         if is_anything_published(context) {
             return Err(Failure::turn_back(found, "see who uses it, then clone again"));
         }
