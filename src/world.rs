@@ -154,7 +154,7 @@ pub struct DeviceFacts {
     pub bytes: u64,
     /// What names it for good, over boots and under any path, fit for the name of a file; `None`: nothing does.
     pub identity: Option<String>,
-    /// A filesystem, swap space or another device uses it, or a part of it.
+    /// A filesystem, swap space or another device uses it, or a part of it; or it has partitions.
     pub in_use: bool,
     /// It cannot be written to.
     pub read_only: bool,

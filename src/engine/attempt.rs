@@ -487,22 +487,27 @@ fn compare_image(context: &mut Context, image: u32) -> Result<(), Failure> {
 /// Each is held from here on. One that somebody else has by now is theirs: nothing more is written to it, and once the clone is
 /// defined, it turns back.
 pub(super) fn compare_devices(context: &mut Context) -> Result<(), Failure> {
-    let plan = context.plan.clone();
-    for (image, planned) in (0_u32..).zip(&plan.images) {
-        let last = |step| context.history_of(step).map_or(Last::None, |step| step.last);
-        // Claiming it looks at it too.
-        if planned.device().is_none() || last(StepV1::ClaimDevice { image }) != Last::Done {
-            continue;
-        }
-        let transferred = last(StepV1::TransferImage { image }) == Last::Done;
-        steps::hold_device(context, image)?;
-        let host = context.destination.clone();
-        let clone = Leaving { vm: plan.clone_uuid, files: BTreeSet::new() };
+    let (plan, host) = (context.plan.clone(), context.destination.clone());
+    let is_done = |context: &Context, step| context.history_of(step).is_some_and(|step| step.last == Last::Done);
+    // Claiming one looks at it too.
+    let is_claimed = |image| is_done(context, StepV1::ClaimDevice { image });
+    let images = (0_u32..).zip(&plan.images);
+    let claimed: Vec<_> = images.filter(|(image, planned)| planned.device().is_some() && is_claimed(*image)).collect();
+    if claimed.is_empty() {
+        return Ok(());
+    }
+    for (image, _) in &claimed {
+        steps::hold_device(context, *image)?;
+    }
+    let clone = Leaving { vm: plan.clone_uuid, files: BTreeSet::new() };
+    let reached = Reached::on(host.as_ref(), Some(&clone))?;
+    for (image, planned) in claimed {
         let is_at = |what: &str| format!("{} on {}: {what}", planned.final_path, host.name());
         // Or something could not be read just now that may.
-        if let Some(who) = Reached::on(host.as_ref(), Some(&clone))?.by(&planned.final_path)? {
+        if let Some(who) = reached.by(&planned.final_path)? {
             return Err(Failure::suspend(is_at(&who), "see that nobody else uses it, then resume; or roll back"));
         }
+        let transferred = is_done(context, StepV1::TransferImage { image });
         if !transferred || !steps::device_differs(context, image, Origin::Destination)? {
             continue;
         }

@@ -5,7 +5,7 @@ use journal_format::{AttemptPurpose, EventV1};
 use kvm_clone::engine::Ending;
 use kvm_clone::world::Side;
 
-use crate::durability::Survival;
+use crate::crashes::{every_crash_of, operations_of_a_clean_clone};
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::flattened::{REFERENCE_AT, in_the_clone};
 use crate::history::{History, Life};
@@ -33,37 +33,16 @@ fn seed() -> u64 {
     (0..10_000).find(suits).expect("some chain suits")
 }
 
-fn operations_of_a_clean_clone(verify: bool) -> u64 {
-    let mut history = History::new(shape(verify), seed());
-    let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
-    assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
-    history.verdict(Some(&Ending::Committed { warnings: Vec::new() }), false).unwrap();
-    world.operations()
-}
-
 #[test]
 fn a_flattened_chain_is_cloned_whole_after_a_crash_anywhere() {
-    for purpose in [AttemptPurpose::Resume, AttemptPurpose::Rollback] {
-        for operation in 0..operations_of_a_clean_clone(true) {
-            let mut history = History::new(shape(true), seed());
-            let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
-            assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
-            if operation % 2 == 0 {
-                history.cut_power(Side::Destination, Survival::Subset(operation));
-            }
-            let ending = history.settle(purpose);
-            if let Err(broken) = history.verdict(ending.as_ref(), purpose == AttemptPurpose::Rollback) {
-                panic!("{}", history.report(&broken, &format!("{purpose:?} after operation {operation}")));
-            }
-        }
-    }
+    every_crash_of(shape(true), seed());
 }
 
 /// Whichever image was written to between two lives, or put back from an older copy: what was sent before is not believed.
 #[test]
 fn a_change_of_any_image_of_a_chain_is_noticed() {
     for verify in [true, false] {
-        for operation in 0..operations_of_a_clean_clone(verify) {
+        for operation in 0..operations_of_a_clean_clone(shape(verify), seed()) {
             for layer in 0..3 {
                 let mut history = History::new(shape(verify), seed());
                 let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
@@ -104,7 +83,7 @@ fn put_back(history: &History, layer: usize) {
 /// Written to while an attempt lives, at each of its operations.
 #[test]
 fn a_chain_that_changes_under_an_attempt_is_never_a_mixture() {
-    for operation in 0..operations_of_a_clean_clone(true) {
+    for operation in 0..operations_of_a_clean_clone(shape(true), seed()) {
         let mut history = History::new(shape(true), seed());
         let fault = Strangers::of(&history).fault(Act::ChangeSource, operation);
         let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault, Effect::First));

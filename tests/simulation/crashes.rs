@@ -12,11 +12,33 @@ use crate::scene::Shape;
 
 const SEED: u64 = 7;
 
-fn operations_of_a_clean_clone() -> u64 {
-    let mut history = History::new(Shape::plain(), SEED);
+/// The operations of a clone in which nothing goes wrong.
+pub fn operations_of_a_clean_clone(shape: Shape, seed: u64) -> u64 {
+    let mut history = History::new(shape, seed);
     let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
-    assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
+    let committed = Ending::Committed { warnings: Vec::new() };
+    assert_eq!(life, Life::Ended(committed.clone()));
+    history.verdict(Some(&committed), false).unwrap();
     world.operations()
+}
+
+/// The controller dies after each operation in turn, at every second one the destination's power fails too; then the clone is
+/// resumed to its end, or rolled back.
+pub fn every_crash_of(shape: Shape, seed: u64) {
+    for purpose in [AttemptPurpose::Resume, AttemptPurpose::Rollback] {
+        for operation in 0..operations_of_a_clean_clone(shape, seed) {
+            let mut history = History::new(shape, seed);
+            let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
+            assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
+            if operation % 2 == 0 {
+                history.cut_power(Side::Destination, Survival::Subset(operation));
+            }
+            let ending = history.settle(purpose);
+            if let Err(broken) = history.verdict(ending.as_ref(), purpose == AttemptPurpose::Rollback) {
+                panic!("{}", history.report(&broken, &format!("{purpose:?} after operation {operation}")));
+            }
+        }
+    }
 }
 
 /// Crashes at one operation, then goes one way to the end.
@@ -48,7 +70,7 @@ fn every_crash(purpose: AttemptPurpose, cut: &dyn Fn(u64) -> Option<Survival>) {
     let only: Option<u64> = std::env::var("KVM_CLONE_CRASH").ok().map(|number| number.parse().unwrap());
     let mut broken = Vec::new();
     let mut cells = 0;
-    for operation in 0..operations_of_a_clean_clone() {
+    for operation in 0..operations_of_a_clean_clone(Shape::plain(), SEED) {
         for effect in [Effect::Never, Effect::First] {
             if only.is_none_or(|only| only == operation) {
                 cells += 1;

@@ -5,7 +5,7 @@ use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
 use kvm_clone::world::Side;
 
-use crate::durability::Survival;
+use crate::crashes::{every_crash_of, operations_of_a_clean_clone};
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
 use crate::scene::{DEVICE, Scene, Shape};
@@ -22,36 +22,16 @@ fn seed() -> u64 {
     (0..10_000).find(has_chunks).expect("some image has chunks")
 }
 
-fn operations_of_a_clean_clone(verify: bool) -> u64 {
-    let mut history = History::new(shape(verify), seed());
-    let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
-    assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
-    world.operations()
-}
-
 #[test]
 fn a_device_is_cloned_whole_after_a_crash_anywhere() {
-    for purpose in [AttemptPurpose::Resume, AttemptPurpose::Rollback] {
-        for operation in 0..operations_of_a_clean_clone(true) {
-            let mut history = History::new(shape(true), seed());
-            let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
-            assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
-            if operation % 2 == 0 {
-                history.cut_power(Side::Destination, Survival::Subset(operation));
-            }
-            let ending = history.settle(purpose);
-            if let Err(broken) = history.verdict(ending.as_ref(), purpose == AttemptPurpose::Rollback) {
-                panic!("{}", history.report(&broken, &format!("{purpose:?} after operation {operation}")));
-            }
-        }
-    }
+    every_crash_of(shape(true), seed());
 }
 
 /// Written to between two lives: with and without a Verify, what was sent before is never believed.
 #[test]
 fn a_device_that_changed_between_attempts_is_read_again() {
     for verify in [true, false] {
-        for operation in 0..operations_of_a_clean_clone(verify) {
+        for operation in 0..operations_of_a_clean_clone(shape(verify), seed()) {
             for act in [Act::ChangeSource, Act::StartSource] {
                 let mut history = History::new(shape(verify), seed());
                 let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
@@ -78,7 +58,7 @@ fn a_device_that_changes_under_an_attempt_is_noticed_before_the_commit() {
     let last_read = trace.iter().rposition(|line| line.contains(&format!("read chunk 0 of {DEVICE}")));
     let barrier = last_read.expect("the barrier reads the device") as u64;
     assert!(published < barrier);
-    for operation in 0..operations_of_a_clean_clone(true) {
+    for operation in 0..operations_of_a_clean_clone(shape(true), seed()) {
         let mut history = History::new(shape(true), seed());
         let fault = Strangers::of(&history).fault(Act::ChangeSource, operation);
         let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(operation, fault, Effect::First));

@@ -7,7 +7,7 @@ use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
 use kvm_clone::world::Side;
 
-use crate::durability::Survival;
+use crate::crashes::{every_crash_of, operations_of_a_clean_clone};
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
 use crate::oracle::Cause;
@@ -23,13 +23,6 @@ fn shape(verify: bool) -> Shape {
 fn seed() -> u64 {
     let has_chunks = |seed: &u64| Scene::new(shape(true), *seed).images[0].size() > 5 * 4096;
     (0..10_000).find(has_chunks).expect("some image has chunks")
-}
-
-fn operations_of_a_clean_clone(verify: bool) -> u64 {
-    let mut history = History::new(shape(verify), seed());
-    let (life, world) = history.live(AttemptPurpose::Run, FaultPlan::none());
-    assert_eq!(life, Life::Ended(Ending::Committed { warnings: Vec::new() }));
-    world.operations()
 }
 
 /// Somebody writes to the device, in the image's part of it, and makes that durable.
@@ -51,21 +44,8 @@ fn writes(history: &History, world: &SimWorld, at: u64) {
 
 #[test]
 fn a_clone_on_a_device_is_whole_after_a_crash_anywhere() {
-    for purpose in [AttemptPurpose::Resume, AttemptPurpose::Rollback] {
-        for verify in [true, false] {
-            for operation in 0..operations_of_a_clean_clone(verify) {
-                let mut history = History::new(shape(verify), seed());
-                let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
-                assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
-                if operation % 2 == 0 {
-                    history.cut_power(Side::Destination, Survival::Subset(operation));
-                }
-                let ending = history.settle(purpose);
-                if let Err(broken) = history.verdict(ending.as_ref(), purpose == AttemptPurpose::Rollback) {
-                    panic!("{}", history.report(&broken, &format!("{purpose:?} after operation {operation}")));
-                }
-            }
-        }
+    for verify in [true, false] {
+        every_crash_of(shape(verify), seed());
     }
 }
 
@@ -73,7 +53,7 @@ fn a_clone_on_a_device_is_whole_after_a_crash_anywhere() {
 #[test]
 fn a_device_that_was_written_to_between_attempts_is_left_to_who_did() {
     for verify in [true, false] {
-        for operation in 0..operations_of_a_clean_clone(verify) {
+        for operation in 0..operations_of_a_clean_clone(shape(verify), seed()) {
             let mut history = History::new(shape(verify), seed());
             let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
             assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
@@ -125,7 +105,7 @@ fn a_device_that_is_written_to_under_an_attempt_is_noticed_before_the_commit() {
 #[test]
 fn another_device_of_the_same_name_is_never_written_to() {
     let mut stopped = 0;
-    for operation in 0..operations_of_a_clean_clone(true) {
+    for operation in 0..operations_of_a_clean_clone(shape(true), seed()) {
         let mut history = History::new(shape(true), seed());
         let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
         assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);

@@ -107,7 +107,7 @@ pub struct DeviceFacts {
     /// begins, or what a loop device stands on. Fit for the name of a file, at most [`super::IDENTITY_BYTES_MAX`]. `None`:
     /// nothing does.
     pub identity: Option<String>,
-    /// A filesystem, swap space or another device uses it, or a part of it.
+    /// A filesystem, swap space or another device uses it, or a part of it; or it has partitions.
     pub in_use: bool,
     /// It cannot be written to.
     pub read_only: bool,
