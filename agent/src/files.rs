@@ -13,13 +13,17 @@ use kvm_clone_agent::protocol::{Failure, FailureKind, FileKind, FileStat, READ_B
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use nix::libc;
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{LinkatFlags, Whence, linkat, lseek64};
 
 use crate::counts;
 use crate::failure::{errno, failure, refused};
+use crate::filesystem::available_bytes;
 
 /// Permission bits that a request may set.
 const MODE_BITS: u32 = 0o7777;
+/// Unit of `st_blocks`, whatever the filesystem's own (`stat(2)`).
+const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Opens what is there, without following a symlink and without waiting for a FIFO's other end.
 pub fn open(path: &str, options: &mut OpenOptions) -> io::Result<File> {
@@ -68,7 +72,7 @@ pub fn stat(path: &str) -> Result<Option<FileStat>, Failure> {
         inode: Inode(found.ino()),
         device: found.dev(),
         size,
-        allocated: found.blocks() * 512,
+        allocated: found.blocks() * STAT_BLOCK_BYTES,
         mode: found.mode() & MODE_BITS,
         uid: found.uid(),
         gid: found.gid(),
@@ -184,6 +188,13 @@ pub fn set_size(path: &str, inode: Inode, bytes: u64, allocate: bool) -> Result<
     let operation = || format!("set size of {path} to {bytes}");
     let file = open_inode("set size of", path, inode, OpenOptions::new().write(true))?;
     let before = file.metadata().map_err(|error| refused(operation(), errno(&error)))?;
+    if allocate {
+        // An allocation that fails half way has taken all the space there was, for a moment, from every guest on that filesystem.
+        let room = fstatfs(&file).map_err(|error| refused(operation(), error))?;
+        if bytes.saturating_sub(before.blocks() * STAT_BLOCK_BYTES) > available_bytes(&room) {
+            return Err(refused(operation(), Errno::ENOSPC));
+        }
+    }
     file.set_len(bytes).map_err(|error| refused(operation(), errno(&error)))?;
     if !allocate || bytes == 0 {
         return Ok(());

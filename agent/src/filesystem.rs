@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use kvm_clone_agent::protocol::{Failure, FilesystemFacts};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{Statfs, statfs};
 use nix::sys::statvfs::FsFlags;
 use nix::unistd::{AccessFlags, access};
 
@@ -41,6 +41,11 @@ const NETWORK: [&str; 8] = ["nfs", "cifs", "smb2", "ceph", "9p", "ocfs2", "gfs2"
 /// FUSE filesystems that are local for certain.
 const FUSE_LOCAL: [&str; 3] = ["fuseblk", "fuse.ntfs-3g", "fuse.mergerfs"];
 
+/// What is free for one who is not root: its reserve is for the host itself.
+pub fn available_bytes(found: &Statfs) -> u64 {
+    found.blocks_available().saturating_mul(found.block_size().unsigned_abs())
+}
+
 /// `statfs`, following symlinks.
 pub fn filesystem(path: &str) -> Result<FilesystemFacts, Failure> {
     let operation = || format!("filesystem of {path}");
@@ -60,7 +65,7 @@ pub fn filesystem(path: &str) -> Result<FilesystemFacts, Failure> {
     let network = NETWORK.contains(&kind.as_str()) || (magic == FUSE && !FUSE_LOCAL.contains(&kind.as_str()));
     Ok(FilesystemFacts {
         device,
-        available_bytes: found.blocks_available().saturating_mul(found.block_size().unsigned_abs()),
+        available_bytes: available_bytes(&found),
         available_inodes: (found.files() > 0).then(|| found.files_free()),
         kind,
         read_only: found.flags().contains(FsFlags::ST_RDONLY),
