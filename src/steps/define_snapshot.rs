@@ -96,7 +96,7 @@ impl DefineSnapshot {
             return Ok(Some("it is not the current one".to_owned()));
         }
         let planned = context.snapshot(self.snapshot)?;
-        let torn = format!("{}.new", snapshot_file(context.defined_name(), &planned.name));
+        let torn = half_written(context.defined_name(), &planned.name);
         // A daemon that starts reads that too, and nobody would remove it with the snapshot.
         if last != Last::Done && context.destination.stat(&torn)?.is_some() {
             return Ok(Some("its file is half written".to_owned()));
@@ -113,6 +113,11 @@ pub fn snapshot_directory(domain: &str) -> String {
 
 fn snapshot_file(domain: &str, snapshot: &str) -> String {
     format!("{}/{snapshot}.xml", snapshot_directory(domain))
+}
+
+/// What libvirt writes before it renames it.
+fn half_written(domain: &str, snapshot: &str) -> String {
+    format!("{}.new", snapshot_file(domain, snapshot))
 }
 
 /// The document as it is sent. A revert puts the definitions inside in the place of the domain's own, and that is a clone still: it
@@ -154,11 +159,15 @@ fn define(context: &mut Context, snapshot: u32) -> Result<(), Failure> {
     }
 }
 
-/// Those of the planned snapshots that a clone which nobody used does not have: a renaming that a power cut tore lost them.
+/// Those of the planned snapshots that a clone which nobody used does not have, under its own name: a renaming that a power cut tore
+/// lost them. libvirt knows one whose file is only half renamed, and would not find it by its name when it is deleted.
 pub(super) fn lost_snapshots(context: &Context) -> Result<Vec<u32>, Failure> {
     let mut lost = Vec::new();
     for (snapshot, planned) in (0u32..).zip(&context.plan.snapshots) {
-        if context.destination.snapshot(context.plan.clone_uuid, &planned.name)?.is_none() {
+        let torn = half_written(&context.plan.request.new_name, &planned.name);
+        if context.destination.snapshot(context.plan.clone_uuid, &planned.name)?.is_none()
+            || context.destination.stat(&torn)?.is_some()
+        {
             lost.push(snapshot);
         }
     }
@@ -192,8 +201,7 @@ pub(super) fn remove_left(context: &Context, domain: &str) -> Result<(), Failure
         if known.iter().any(|snapshot| snapshot.name == planned.name) && has_this_name()? {
             continue;
         }
-        let file = snapshot_file(domain, &planned.name);
-        for path in [format!("{file}.new"), file] {
+        for path in [half_written(domain, &planned.name), snapshot_file(domain, &planned.name)] {
             if let Some(bytes) = host.read(&path, DOCUMENT_BYTES_MAX)?
                 && is_torn_or_whole_of_ours(context, &String::from_utf8_lossy(&bytes))
                 && let Some(stat) = host.stat(&path)?

@@ -138,6 +138,18 @@ fn a_vm_that_takes_the_name_of_an_undefined_clone_keeps_it() {
     history.verdict(ending.as_ref(), true).unwrap_or_else(|broken| panic!("{}", history.report(&broken, "kept")));
 }
 
+/// A power cut tore the renaming of the clone: of a snapshot there was only the file that libvirt writes before it renames it, which
+/// libvirt reads and does not remove (seed 500070339).
+#[test]
+fn a_snapshot_whose_file_was_half_renamed_with_its_clone_is_written_again() {
+    let shape = Shape { disks: 1, firmware: false, snapshots: true, old: Some(OldVm::running()), ..Shape::plain() };
+    let renamed = operation(shape, SEED, "to web01_clone");
+    for survival in (0..256).map(Survival::Subset) {
+        let faults = FaultPlan::at(renamed, Fault::PowerCut(Side::Destination, survival), Effect::First);
+        lived(shape, SEED, faults, &|_| (), AttemptPurpose::Resume, &|_| Ok(()));
+    }
+}
+
 /// libvirtd died before it had written the whole of `NAME.xml.new`; a rollback left the torn file for ever.
 #[test]
 fn a_torn_definition_of_ours_is_taken_away() {
