@@ -2,7 +2,7 @@
 //! for good. What the device holds is given up with the first byte of the transfer; giving the claim back brings nothing back.
 
 use journal_format::owner::decode_owner_file;
-use journal_format::{DeviceV1, OutcomeV1, StepV1};
+use journal_format::{DeviceV1, ImageV1, OutcomeV1, StepV1};
 
 use super::host_record::{DEVICE_CLAIMS, OWNER_BYTES_MAX, ensure_dir};
 use super::{Applied, Context, Probe, Step};
@@ -101,6 +101,27 @@ pub fn hold_device(context: &Context, image: u32) -> Result<(), Failure> {
         )),
         Err(fault) => Err(fault.into()),
     }
+}
+
+/// After the commit nothing holds them any more, and after a boot their names may lead elsewhere: no guest is started on that.
+pub(super) fn must_lead_to_devices(context: &Context) -> Result<(), Failure> {
+    let host = &context.destination;
+    for device in context.plan.images.iter().filter_map(ImageV1::device) {
+        let node = host.resolve(&device.named)?;
+        let found = node.map_or(Ok(None), |node| host.device(&node))?;
+        if found.and_then(|facts| facts.identity).as_ref() != Some(&device.identity) {
+            return Err(Failure::suspend(
+                format!(
+                    "{} on {} does not lead to the device {}, which was written",
+                    device.named,
+                    host.name(),
+                    device.identity
+                ),
+                "let it lead there again, or name that device in the clone's definition; then resume",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Where the claim on a device is.

@@ -89,7 +89,9 @@ impl CleanUpStep for RetireOldVm {
         }
         old_variables::settle(context, replaced(&context.plan)?)?;
         // Snapshots that a power cut brought back would be taken for those of the clone, once it has that name.
-        define_snapshot::settle(context.destination.as_ref(), &replaced(&context.plan)?.kept_name)?;
+        for name in [&context.plan.request.new_name, &replaced(&context.plan)?.kept_name] {
+            define_snapshot::settle(context.destination.as_ref(), name)?;
+        }
         Ok(context.destination.sync(LIBVIRT_DEFINITIONS)?)
     }
 

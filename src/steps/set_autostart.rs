@@ -2,6 +2,7 @@
 
 use journal_format::{CleanUpStepV1, OutcomeV1};
 
+use super::claim_device::must_lead_to_devices;
 use super::define_domain::LIBVIRT_DEFINITIONS;
 use super::finish_domain::{GONE, our_clone};
 use super::{CleanUpStep, Context, Probe};
@@ -27,6 +28,7 @@ impl CleanUpStep for SetAutostart {
     }
 
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
+        must_lead_to_devices(context)?;
         context.destination.set_autostart(context.plan.clone_uuid, true)?;
         Ok(OutcomeV1::Nothing)
     }

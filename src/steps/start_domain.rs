@@ -2,6 +2,7 @@
 
 use journal_format::{CleanUpStepV1, OutcomeV1};
 
+use super::claim_device::must_lead_to_devices;
 use super::finish_domain::{GONE, our_clone};
 use super::{CleanUpStep, Context, Probe};
 use crate::failure::Failure;
@@ -24,6 +25,7 @@ impl CleanUpStep for StartDomain {
     }
 
     fn apply(&self, context: &mut Context) -> Result<OutcomeV1, Failure> {
+        must_lead_to_devices(context)?;
         context.destination.start(context.plan.clone_uuid)?;
         Ok(OutcomeV1::Nothing)
     }

@@ -10,8 +10,9 @@ use kvm_clone::world::Side;
 use crate::crashes::{every_crash_of, operations_of_a_clean_clone};
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
+use crate::libvirt::AUTOSTART;
 use crate::oracle::Cause;
-use crate::scene::{Scene, Shape, TARGET};
+use crate::scene::{CLONE_NAME, Scene, Shape, TARGET};
 use crate::world::{Core, SimWorld};
 
 /// One disk, on a device, and nothing else that could tell that something changed.
@@ -104,11 +105,21 @@ fn a_device_that_is_written_to_under_an_attempt_is_noticed_before_the_commit() {
 /// After a boot its name may lead to another device, whose content is nobody's to write over.
 #[test]
 fn another_device_of_the_same_name_is_never_written_to() {
-    let mut stopped = 0;
-    for operation in 0..operations_of_a_clean_clone(shape(true), seed()) {
-        let mut history = History::new(shape(true), seed());
+    let (mut stopped, mut left_off) = (0, 0);
+    let shape = Shape { start: true, ..shape(true) };
+    for operation in 0..operations_of_a_clean_clone(shape, seed()) {
+        let mut history = History::new(shape, seed());
         let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
         assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
+        let starts = |history: &History| {
+            let uuid = history.scene.plan.clone_uuid;
+            history.scene.world.with(|core| {
+                let machine = core.machine(Side::Destination);
+                let link = format!("{AUTOSTART}/{CLONE_NAME}.xml");
+                let runs = machine.libvirt.domains.get(&uuid).is_some_and(|clone| clone.active);
+                runs || machine.files.stat(&link).is_some()
+            })
+        };
         let content = |history: &History| {
             history.scene.world.with(|core| core.machine(Side::Destination).files.content(TARGET).cloned())
         };
@@ -118,9 +129,13 @@ fn another_device_of_the_same_name_is_never_written_to() {
             files.exchanged.insert(node);
             history.oracle.borrow().is_marked(core)
         });
-        let before = content(&history);
+        let (before, started) = (content(&history), starts(&history));
         let (life, _) = history.live(AttemptPurpose::Resume, FaultPlan::none());
-        // After the commit the definition names it, and clean-up has no business with what is on it.
+        // After the commit the definition names it, and clean-up has no business with what is on it: but to start nothing there.
+        if marked && !started {
+            assert!(!starts(&history), "operation {operation}: {life:?}");
+            left_off += 1;
+        }
         if !marked {
             assert_eq!(content(&history), before, "operation {operation}");
             let ended = matches!(life, Life::Ended(Ending::RolledBack { .. } | Ending::Stuck(_)));
@@ -129,6 +144,7 @@ fn another_device_of_the_same_name_is_never_written_to() {
         }
     }
     assert!(stopped > 0, "a claimed device that is another one stops");
+    assert!(left_off > 0, "a clone on another one is not started");
 }
 
 /// What is mounted meanwhile is not written over either.
