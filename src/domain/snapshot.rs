@@ -1,6 +1,7 @@
 //! A libvirt snapshot's document: what it says of memory and disks, and the definitions of the domain that are in it. A revert
 //! puts those in the place of the domain's own, so a clone's go through the rewrite that its definition goes through.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use journal_format::DropKindV1;
@@ -90,11 +91,31 @@ impl SnapshotDefinition {
         self.inside.iter().map(|inside| &inside.definition)
     }
 
-    /// The document without the devices that are left behind, in any of these definitions.
+    /// The document, as it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The document without the devices that are left behind, in any of these definitions, and what it says of such disks.
     pub fn without(&self, kinds: &[DropKindV1]) -> Result<Self, DomainError> {
         let text =
             self.edited(|definition| Ok::<_, DomainError>(leave_behind(definition, kinds)?.0.text().to_owned()))?;
-        Self::parse(&text)
+        let kept = Self::parse(&text)?;
+        let mut gone = self.targets();
+        gone.retain(|target| !kept.targets().contains(target));
+        let document = parse(&text)?;
+        let mut edits = Edits::new(&text);
+        let disks = child(document.root_element(), "disks").into_iter().flat_map(|disks| named(disks, "disk"));
+        disks
+            .filter(|disk| disk.attribute("name").is_some_and(|name| gone.contains(name)))
+            .for_each(|disk| edits.remove(disk));
+        Self::parse(&edits.apply()?)
+    }
+
+    /// Target names of the disks in any of these definitions.
+    fn targets(&self) -> BTreeSet<&str> {
+        let disks = self.definitions().flat_map(|definition| &definition.disks);
+        disks.map(|disk| disk.target.as_str()).collect()
     }
 
     /// The document with each of these definitions rewritten.
@@ -190,6 +211,17 @@ mod tests {
         };
         let rewritten = snapshot.rewritten(|_| Ok::<_, DomainError>(changes.clone())).unwrap();
         assert_eq!(rewritten, text.replace("<name>web<", "<name>clone<").replace("/a.qcow2", "/b.qcow2"));
+    }
+
+    #[test]
+    fn a_disk_that_is_left_behind_goes_from_all_that_is_said_of_it() {
+        let far = "<disk type='network' device='disk'><driver type='raw'/><source protocol='rbd' name='p/i'/>                   <target dev='vdb'/></disk>";
+        let (with, without) = (domain("domain").replace("</devices>", &format!("{far}</devices>")), domain("domain"));
+        let snapshot = SnapshotDefinition::parse(&document(&with)).unwrap();
+        let left = snapshot.without(&[DropKindV1::Disk]).unwrap();
+        let said = "<disk name='vdb' snapshot='external' type='file'><source file='/x'/></disk>";
+        assert_eq!(left.text(), document(&without).replace(said, ""));
+        assert_eq!(snapshot.without(&[]).unwrap(), snapshot);
     }
 
     #[test]
