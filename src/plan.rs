@@ -1,6 +1,7 @@
 //! Survey + request → plan. Pure: the clock and randomness come in as values, and every name, UUID, MAC address and
 //! path of the transaction is chosen here, once.
 
+mod bases;
 pub mod changes;
 pub mod placement;
 pub mod replaced;
@@ -96,8 +97,9 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
     let mut rewriting = Rewriting::new(request, survey, (txn, clone_uuid), &images, circumstances);
     let definition = clone_definition(&mut rewriting, survey, txn)?;
     let snapshots = snapshots::snapshots(&mut rewriting, survey)?;
+    let (images, bases) = bases::apart(survey, images);
     let pools = touched_pools(survey, &directories);
-    let mut steps = forward_steps(request, directories.len(), new_directories.len(), &images);
+    let mut steps = forward_steps(request, directories.len(), new_directories.len(), (&images, bases.len()));
     steps.extend((0..snapshots.len()).map(|snapshot| StepV1::DefineSnapshot { snapshot: number(snapshot) }));
     steps.extend(replaced.as_ref().map(|_| StepV1::StopOldVm));
     let clean_up = clean_up_steps(request, survey, replaced.as_ref(), directories.len(), pools.len());
@@ -120,6 +122,7 @@ pub fn plan(request: &Request, survey: &Survey, circumstances: &mut Circumstance
         steps,
         clean_up,
         snapshots,
+        bases,
     })
 }
 
@@ -157,7 +160,8 @@ fn recorded_request(request: &Request, survey: &Survey) -> RequestV1 {
     }
 }
 
-/// Gives each file its directory, staging path and final path; each directory once, in the order of the files.
+/// Gives each file its directory, staging path and final path; each directory once, in the order of the files. One that is
+/// used as it is there has that as its final path, and nothing else.
 fn lay_out(
     request: &Request,
     survey: &Survey,
@@ -169,6 +173,10 @@ fn lay_out(
     let mut images = Vec::new();
     for file in &survey.source.files {
         let image = file.image().ok_or_else(|| PlanError::NoImage { what: file.what() })?;
+        if let Some(base) = survey.base_of(file) {
+            images.push(ImageV1 { final_path: base.path.clone(), ..planned_image(survey, file, image)? });
+            continue;
+        }
         if let Some(typed) = placement::device_of(request, file) {
             let (path, device) = planned_device(survey, typed)
                 .ok_or_else(|| PlanError::NoDevice { what: file.what(), path: typed.to_owned() })?;
@@ -381,7 +389,7 @@ impl<'a, 'r> Rewriting<'a, 'r> {
             ..Rewrite::default()
         };
         for disk in &definition.disks {
-            let Some(top) = self.file_of(disk) else { continue };
+            let Some(top) = self.survey.source.file_of(disk) else { continue };
             if let Some(image) = self.images.get(top) {
                 match image.device() {
                     Some(device) => changes.disk_devices.insert(disk.index, device.named.clone()),
@@ -396,22 +404,10 @@ impl<'a, 'r> Rewriting<'a, 'r> {
         Ok(changes)
     }
 
-    /// The place among the VM's files of what a disk is now, or was when a snapshot was made.
-    fn file_of(&self, disk: &Disk) -> Option<usize> {
-        let alike = || self.survey.source.definition.disks.iter().filter(|own| own.source == disk.source);
-        let own = alike().find(|own| own.target == disk.target).or_else(|| alike().next())?;
-        self.survey.source.files.iter().position(|file| file.index == Some(own.index))
-    }
-
     /// Where the chain below a disk is, as far as its definition names it.
     fn chain_files(&self, disk: &Disk, top: usize) -> Vec<String> {
-        let files = &self.survey.source.files;
-        let below = |at: usize| match files.get(at)?.below {
-            Below::Image { file, .. } => Some(file),
-            Below::Nothing | Below::Refused(_) => None,
-        };
         let written = disk.chain.as_ref().map_or(0, Vec::len);
-        let layers = std::iter::successors(below(top), |at| below(*at)).take(written);
+        let layers = self.survey.source.chain_below(top).take(written);
         layers.filter_map(|at| Some(self.images.get(at)?.final_path.clone())).collect()
     }
 
@@ -485,7 +481,12 @@ fn touched_pools(survey: &Survey, directories: &[DirectoryV1]) -> Vec<String> {
         .collect()
 }
 
-fn forward_steps(request: &Request, directories: usize, new_directories: usize, images: &[ImageV1]) -> Vec<StepV1> {
+fn forward_steps(
+    request: &Request,
+    directories: usize,
+    new_directories: usize,
+    (images, bases): (&[ImageV1], usize),
+) -> Vec<StepV1> {
     let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
     let on = |devices: bool| {
         let images = (0..).zip(images).filter(move |(_, image)| image.device().is_some() == devices);
@@ -494,6 +495,7 @@ fn forward_steps(request: &Request, directories: usize, new_directories: usize, 
     steps.extend(on(true).map(|image| StepV1::ClaimDevice { image }));
     steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory: number(directory) }));
     steps.push(StepV1::DetectSharedStorage);
+    steps.extend((0..bases).map(|base| StepV1::HoldBase { base: number(base) }));
     for (image, planned) in (0..).zip(images) {
         steps.extend(planned.directory().map(|_| StepV1::CreateImage { image }));
         steps.push(StepV1::TransferImage { image });

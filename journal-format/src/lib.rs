@@ -24,7 +24,7 @@ pub use ledger::{LedgerError, LedgerSeal};
 pub use old_vm::{FileStampV1, OldFileFateV1, OldFileV1, OldVmRecordError, OldVmRecordV1, ReplacedV1, StopModeV1};
 pub use owner::{DirectionV1, OwnerError, OwnerV1, SlotError};
 pub use plan::{
-    BackingV1, CleanUpStepV1, DeviceV1, DirectoryV1, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, LayerV1,
+    BackingV1, BaseV1, CleanUpStepV1, DeviceV1, DirectoryV1, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, LayerV1,
     NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, SourceStampV1, StepV1,
 };
 pub use wire::VALUE_BYTES_MAX;

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::drop_kind::DropKindV1;
-use crate::identity::{ControllerId, DomainUuid, Inode, TxnId, UnixMillis};
-use crate::old_vm::ReplacedV1;
+use crate::identity::{ChunkValue, ControllerId, DomainUuid, Inode, TxnId, UnixMillis};
+use crate::old_vm::{FileStampV1, ReplacedV1};
 
 /// One clone, planned whole. Written in `Begun` before anything is touched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,29 @@ pub struct PlanV1 {
     pub clean_up: Vec<CleanUpStepV1>,
     /// libvirt's snapshots of the source, each after the one that it stands on.
     pub snapshots: Vec<SnapshotV1>,
+    /// Images at the bottom of the source's chains that the destination has already: they are not copied.
+    pub bases: Vec<BaseV1>,
+}
+
+/// An image of the destination that has the bytes of one of the source's. The clone stands on it; it is not the clone's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseV1 {
+    /// What of the VM it is: a layer.
+    pub role: ImageRoleV1,
+    /// Format of both, from the definition or the image above, never probed.
+    pub format: ImageFormat,
+    /// The path by which the source VM reaches its own, absolute. At each attempt it still has to lead to `source_path`.
+    pub reached_by: String,
+    /// The source's: its real path, behind all symlinks.
+    pub source_path: String,
+    /// What the source's looked like when it was planned.
+    pub source_stamp: SourceStampV1,
+    /// The destination's: its real path.
+    pub path: String,
+    /// What the destination's looked like when it was planned.
+    pub stamp: FileStampV1,
+    /// Plain BLAKE3 of both.
+    pub root: ChunkValue,
 }
 
 /// One libvirt snapshot. What it holds of the disks is inside their images; this is what libvirt itself knows of it.
@@ -381,6 +404,11 @@ pub enum StepV1 {
     ClaimDevice {
         /// Which image.
         image: u32,
+    },
+    /// A check: an image that is used as it is there has not changed, and nobody writes to it.
+    HoldBase {
+        /// Index into `PlanV1::bases`.
+        base: u32,
     },
 }
 

@@ -36,6 +36,7 @@ fn plan_of(edit: impl FnOnce(&mut PlanV1)) -> EventV1 {
         images: Vec::new(),
         replaced: None,
         snapshots: Vec::new(),
+        bases: Vec::new(),
         ..example::plan()
     };
     edit(&mut plan);
@@ -197,7 +198,7 @@ fn the_example_has_every_variant() {
     };
     let all: Vec<_> = frames().iter().map(|(name, record)| (name.clone(), payload(record))).collect();
     let starting = |prefix: &str| all.iter().filter(|(name, _)| name.starts_with(prefix)).cloned().collect::<Vec<_>>();
-    // A step without fields is the 4 bytes before the (empty) lists of clean-up steps and snapshots, one with a field has 4 more.
+    // A step without fields is the 4 bytes before the (empty) lists of clean-up steps, snapshots and bases, one with a field has 4 more.
     let fields = |name: &str| {
         let known = example::steps()
             .iter()
@@ -214,14 +215,14 @@ fn the_example_has_every_variant() {
             "step",
             starting("step-")
                 .into_iter()
-                .map(|(name, payload)| (from_end(&name[5..], &payload, 16), payload))
+                .map(|(name, payload)| (from_end(&name[5..], &payload, 24), payload))
                 .collect(),
         ),
         (
             "clean-up step",
             starting("clean-up-")
                 .into_iter()
-                .map(|(name, payload)| (from_end(&name[9..], &payload, 8), payload))
+                .map(|(name, payload)| (from_end(&name[9..], &payload, 16), payload))
                 .collect(),
         ),
     ];

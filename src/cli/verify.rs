@@ -1,5 +1,6 @@
 //! `verify TXN`: is the clone still what was copied? Any time after the commit, also while it runs; changes nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -94,7 +95,7 @@ fn must_be_committed(txn: TxnId, session: &Session) -> Result<(), CliError> {
     Err(error)
 }
 
-/// What the images were at the commit, from the journal alone.
+/// What the images were at the commit, and what it stands on, from the journal alone.
 fn expected(txn: TxnId, session: &Session) -> Result<(PlanV1, Vec<Expected>), CliError> {
     let failed = |error: &JournalError| CliError::journal(error, ExitStatus::Refused);
     let snapshot = journal::read(&session.state, txn).map_err(|error| failed(&error))?;
@@ -128,6 +129,19 @@ fn expected(txn: TxnId, session: &Session) -> Result<(PlanV1, Vec<Expected>), Cl
             chunks,
         });
     }
+    images.extend(history.plan.bases.iter().map(|base| Expected {
+        role: base.role.to_string(),
+        path: base.path.clone(),
+        geometry: ChunkGeometry {
+            image_bytes: base.stamp.size,
+            chunk_bytes: history.plan.request.options.chunk_size_bytes,
+        },
+        root: base.root,
+        inode: base.stamp.inode,
+        mtime_ns: base.stamp.mtime_ns,
+        // It was not transferred: only its root is known.
+        chunks: BTreeMap::new(),
+    }));
     Ok((history.plan.as_ref().clone(), images))
 }
 

@@ -85,6 +85,8 @@ pub struct CloneMark {
     pub state: MarkState,
     /// The disks that were copied, in the order of the definition.
     pub disks: Vec<DiskMark>,
+    /// The images that it stands on and that were there, which are not its own.
+    pub bases: Vec<DiskMark>,
 }
 
 impl CloneMark {
@@ -107,8 +109,10 @@ impl CloneMark {
         let definition = self.source_definition.map(|value| format!(" definition='{value}'")).unwrap_or_default();
         let controller = &self.controller;
         let mut disks = String::new();
-        for disk in &self.disks {
-            disks += &disk.write(prefix)?;
+        for (name, mark) in
+            self.disks.iter().map(|disk| ("disk", disk)).chain(self.bases.iter().map(|base| ("base", base)))
+        {
+            disks += &mark.write(prefix, name)?;
         }
         Ok(format!(
             "<{prefix}clone{declaration} transaction='{}' state='{state}' uuid='{}'{identity}>\
@@ -139,12 +143,12 @@ impl CloneMark {
 }
 
 impl DiskMark {
-    fn write(&self, prefix: &str) -> Result<String, DomainError> {
+    fn write(&self, prefix: &str, name: &str) -> Result<String, DomainError> {
         let (source, clone) = (self.source.image, self.clone);
         Ok(format!(
-            "<{prefix}disk target='{}'>\
+            "<{prefix}{name} target='{}'>\
              <{prefix}source size='{}' mtime-ns='{}' root='{}'/><{prefix}image size='{}' mtime-ns='{}'/>\
-             </{prefix}disk>",
+             </{prefix}{name}>",
             escape_attribute("target", &self.target)?,
             source.size,
             source.mtime_ns,
@@ -166,7 +170,7 @@ fn read_mark(mark: Node<'_, '_>) -> Result<CloneMark, DomainError> {
     };
     let controller = part(mark, "controller")?;
     let source = part(mark, "source")?;
-    let disks = elements(mark).filter(|element| is_ours(*element, "disk")).map(read_disk);
+    let disks = |name: &'static str| elements(mark).filter(move |element| is_ours(*element, name)).map(read_disk);
     Ok(CloneMark {
         txn: value(mark, "transaction")?,
         controller: ControllerId {
@@ -180,7 +184,8 @@ fn read_mark(mark: Node<'_, '_>) -> Result<CloneMark, DomainError> {
         clone_uuid: value(mark, "uuid")?,
         same_identity: mark.attribute("identity") == Some("source"),
         state,
-        disks: disks.collect::<Result<_, _>>()?,
+        disks: disks("disk").collect::<Result<_, _>>()?,
+        bases: disks("base").collect::<Result<_, _>>()?,
     })
 }
 
@@ -258,6 +263,11 @@ mod tests {
                     clone: image,
                 },
             ],
+            bases: vec![DiskMark {
+                target: "vdb/1".into(),
+                source: SourceMark { image, root: ChunkValue([7; 32]) },
+                clone: image,
+            }],
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use journal_format::owner::{DirectionV1, OwnerV1, decode_owner_file};
 use journal_format::{
-    AttemptPurpose, ControllerId, DropKindV1, Epoch, EventV1, ImageFormat, ImageRoleV1, ImageV1, OldFileFateV1, PlanV1,
-    ReopenCauseV1, ReplacedV1, SourceKindV1, StepV1,
+    AttemptPurpose, BaseV1, ControllerId, DropKindV1, Epoch, EventV1, ImageFormat, ImageRoleV1, ImageV1, OldFileFateV1,
+    PlanV1, ReopenCauseV1, ReplacedV1, SourceKindV1, StepV1,
 };
 
 use super::forward::is_anything_published;
@@ -320,6 +320,9 @@ pub(super) fn compare_source(context: &mut Context) -> Result<(), Failure> {
         still_leads_to_image(context, image)?;
         compare_image(context, image)?;
     }
+    for base in &context.plan.bases {
+        compare_base(source.as_ref(), base)?;
+    }
     if context.plan.images.iter().any(|image| image.source_kind == SourceKindV1::Device) {
         // QEMU's locks do nothing for a device: its domain may have been started while it was read.
         must_be_off(context)?;
@@ -401,16 +404,32 @@ fn still_leads_to_image(context: &Context, image: u32) -> Result<(), Failure> {
     let (source, planned) = (context.source()?, context.image(image)?);
     let layers = planned.flattened.iter().map(|layer| (&layer.reached_by, &layer.source_path));
     for (reached_by, source_path) in std::iter::once((&planned.reached_by, &planned.source_path)).chain(layers) {
-        let Some(now) = source.resolve(reached_by)? else {
-            return Err(steps::source_not_there(source.as_ref(), reached_by));
-        };
-        if now != *source_path {
-            let what =
-                format!("{} of the source VM: {reached_by} leads to {now} now, not to {source_path}", planned.role);
-            return Err(Failure::turn_back(what, "clone again"));
-        }
+        still_leads_to(source.as_ref(), &planned.role, reached_by, source_path)?;
     }
     Ok(())
+}
+
+fn still_leads_to(source: &dyn Host, role: &ImageRoleV1, reached_by: &str, source_path: &str) -> Result<(), Failure> {
+    let Some(now) = source.resolve(reached_by)? else {
+        return Err(steps::source_not_there(source, reached_by));
+    };
+    if now != source_path {
+        let what = format!("{role} of the source VM: {reached_by} leads to {now} now, not to {source_path}");
+        return Err(Failure::turn_back(what, "clone again"));
+    }
+    Ok(())
+}
+
+/// What the clone stands on has the bytes that the source's image had when it was planned.
+fn compare_base(source: &dyn Host, base: &BaseV1) -> Result<(), Failure> {
+    let path = &base.source_path;
+    still_leads_to(source, &base.role, &base.reached_by, path)?;
+    let stat = source.stat(path)?.ok_or_else(|| steps::source_not_there(source, path))?;
+    if (stat.size, stat.mtime_ns) == (base.source_stamp.size, base.source_stamp.mtime_ns) {
+        return Ok(());
+    }
+    let what = format!("{path} on {} changed since it was compared with {}", source.name(), base.path);
+    Err(Failure::turn_back(what, "clone again"))
 }
 
 /// An image that was written to may have got a backing file, internal snapshots or anything else that is not carried.

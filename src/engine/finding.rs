@@ -45,8 +45,12 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             | StepV1::ClaimDevice { image },
         ) => {
             let image = plan.images.get(image as usize);
-            let users = image.map(|image| format!("fuser -v {}", shell_word(&image.final_path)));
+            let users = image.map(|image| in_use(&image.final_path));
             image.map(images).into_iter().chain(users).collect()
+        }
+        Some(StepV1::HoldBase { base }) => {
+            let base = plan.bases.get(base as usize).map(|base| base.path.as_str());
+            base.map(|path| list_files([path])).into_iter().chain(base.map(in_use)).collect()
         }
         Some(StepV1::MakeDirectory { directory }) => {
             let made = plan.new_directories.get(directory as usize);
@@ -64,6 +68,10 @@ fn look_commands(plan: &PlanV1, step: Option<StepRef>) -> Vec<String> {
             std::iter::once(records()).chain(plan.images.iter().map(images)).chain([domain()]).collect()
         }
     }
+}
+
+fn in_use(path: &str) -> String {
+    format!("fuser -v {}", shell_word(path))
 }
 
 fn list_files<'a>(paths: impl IntoIterator<Item = &'a str>) -> String {

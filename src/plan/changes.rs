@@ -23,6 +23,7 @@ fn finished(plan: &PlanV1) -> Result<String, DomainError> {
         same_identity: plan.clone_uuid == plan.request.vm_uuid,
         state: MarkState::Finished,
         disks: Vec::new(),
+        bases: Vec::new(),
     };
     let name = Some(plan.request.new_name.clone());
     rewrite(&Definition::parse(&plan.definition)?, &Rewrite { name, mark: Change::Set(mark), ..Rewrite::default() })

@@ -124,7 +124,10 @@ fn check_claim(report: &mut Report, survey: &Survey, claim: &ClaimFacts, control
 
 pub(super) fn check_directories(report: &mut Report, request: &Request, survey: &Survey) {
     let mut needs = Needs::default();
-    for file in survey.source.files.iter().filter(|file| device_of(request, file).is_none()) {
+    let staged = || {
+        survey.source.files.iter().filter(|file| device_of(request, file).is_none() && survey.base_of(file).is_none())
+    };
+    for file in staged() {
         match directory_for(request, &survey.destination, file) {
             Ok(directory) => {
                 check_directory(report, survey, directory);
@@ -136,13 +139,7 @@ pub(super) fn check_directories(report: &mut Report, request: &Request, survey: 
             Err(why) => report_missing(report, request, survey, file, &why),
         }
     }
-    let first = survey
-        .source
-        .files
-        .iter()
-        .find(|file| device_of(request, file).is_none())
-        .map(|file| directory_for(request, &survey.destination, file));
-    if let Some(Ok(directory)) = first {
+    if let Some(Ok(directory)) = staged().next().map(|file| directory_for(request, &survey.destination, file)) {
         needs.add(directory, memory_bytes(request, survey), 1);
     }
     check_filesystem(report, survey, &survey.destination.record);

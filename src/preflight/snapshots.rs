@@ -7,9 +7,9 @@ use journal_format::{ImageFormat, ImageRoleV1, PlanV1};
 
 use super::{BlockerKind, Report, WarningKind};
 use crate::domain::snapshot::Kept;
-use crate::domain::{Definition, DiskDevice, DiskSource, SnapshotDefinition, uncarried};
+use crate::domain::{Definition, Disk, DiskDevice, DiskSource, SnapshotDefinition, uncarried};
 use crate::shell::shell_word;
-use crate::survey::{self, Rehearsal, Survey};
+use crate::survey::{self, Rehearsal, SnapshotSurvey, Survey};
 use crate::world::{Fault, Host};
 
 /// What all snapshots' documents may have together: the plan holds each twice, and is read in one piece.
@@ -36,7 +36,7 @@ pub(super) fn check(report: &mut Report, survey: &Survey) {
         };
         match &snapshot.document {
             Ok(document) => {
-                problems(survey, document).into_iter().for_each(&mut block);
+                problems(survey, snapshot, document).into_iter().for_each(&mut block);
                 if document.parent.as_ref().is_some_and(|parent| !known.contains(parent)) {
                     block("the snapshot that it stands on is not there".to_owned());
                 }
@@ -86,19 +86,22 @@ pub(super) fn rehearse(report: &mut Report, host: &dyn Host, plan: &PlanV1) -> R
 }
 
 /// Why a snapshot cannot be carried.
-fn problems(survey: &Survey, snapshot: &SnapshotDefinition) -> Vec<String> {
+fn problems(survey: &Survey, snapshot: &SnapshotSurvey, document: &SnapshotDefinition) -> Vec<String> {
     let mut found = Vec::new();
-    if snapshot.name.contains('/') || snapshot.name.starts_with('.') || snapshot.name.len() > NAME_BYTES_MAX {
+    if document.name.contains('/') || document.name.starts_with('.') || document.name.len() > NAME_BYTES_MAX {
         found.push("libvirt makes no file of its name".to_owned());
     }
-    if snapshot.memory == Kept::Elsewhere {
+    if document.memory == Kept::Elsewhere {
         found.push("it is external: its memory is in a file of its own".to_owned());
+    }
+    if document.memory != Kept::Nowhere && document.text() != snapshot.facts.definition {
+        found.push("its memory is that of a guest with a device that is left behind".to_owned());
     }
     let held = |target: &String| {
         let role = ImageRoleV1::Disk { target: target.clone() };
         survey.source.files.iter().any(|file| file.role == role && file.format == ImageFormat::Qcow2)
     };
-    for (target, kept) in &snapshot.disks {
+    for (target, kept) in &document.disks {
         match kept {
             Kept::Nowhere => {}
             Kept::Elsewhere => found.push(format!("it is external: what was on disk {target} is in another image")),
@@ -108,8 +111,9 @@ fn problems(survey: &Survey, snapshot: &SnapshotDefinition) -> Vec<String> {
             }
         }
     }
-    for definition in snapshot.definitions() {
+    for definition in document.definitions() {
         found.extend(problems_of_definition(survey, definition));
+        found.extend(definition.images().filter_map(|disk| problem_of_chain(survey, snapshot, disk)));
     }
     found.sort();
     found.dedup();
@@ -140,6 +144,25 @@ fn problems_of_definition(survey: &Survey, definition: &Definition) -> Vec<Strin
         Err(error) => found.push(error.to_string()),
     }
     found
+}
+
+/// What libvirt was told of a chain holds for the clone only while it is the same chain: what is not among the VM's images now
+/// would stay named as it is, and what is not named would not be read.
+fn problem_of_chain(survey: &Survey, snapshot: &SnapshotSurvey, disk: &Disk) -> Option<String> {
+    let (source, written) = (&survey.source, disk.chain.as_ref()?);
+    let top = source.file_of(disk)?;
+    if !source.files.get(top)?.flattened.is_empty() {
+        return None;
+    }
+    let real = |at: usize| Some(source.files.get(at)?.image()?.path.as_str());
+    let now = source.chain_below(top).map(real);
+    let then = written.iter().map(|layer| snapshot.layers.get(&layer.path)?.as_deref());
+    if now.eq(then) {
+        return None;
+    }
+    let then: Vec<_> = written.iter().map(|layer| layer.path.as_str()).collect();
+    let then = if then.is_empty() { "nothing".to_owned() } else { then.join(", ") };
+    Some(format!("its disk {} stood on {then}, and stands on something else now", disk.target))
 }
 
 /// Media in drives then, which are not in the VM's drives now.
@@ -182,7 +205,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::preflight::check as check_all;
-    use crate::survey::SnapshotSurvey;
     use crate::survey::sample::{self, DEFINITION};
 
     /// Blockers and warnings with these snapshots.
@@ -238,6 +260,41 @@ mod tests {
         let padding = format!("<!--{}-->{DEFINITION}", "x".repeat(SNAPSHOTS_BYTES_MAX));
         let large = report_of(vec![sample::snapshot("large", None, &padding)]);
         assert!(large.blockers[0].message.contains("bytes together"), "{large:?}");
+    }
+
+    #[test]
+    fn what_a_disk_stood_on_must_be_what_it_stands_on() {
+        let chain = |below: &str| {
+            let mut snapshots = changed("<target dev='vda'", &format!("{below}<target dev='vda'"));
+            snapshots[0].layers = [("/link".to_owned(), Some("/base".to_owned()))].into();
+            report_of(snapshots).blockers.iter().map(|one| one.message.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(chain("<backingStore/>"), Vec::<String>::new());
+        let layer =
+            "<backingStore type='file'><format type='raw'/><source file='/link'/><backingStore/></backingStore>";
+        assert!(chain(layer)[0].contains("its disk vda stood on /link, and stands on something else now"));
+        let mut survey = sample::survey();
+        let mut base = survey.source.files[1].clone();
+        base.role = ImageRoleV1::Layer { target: "vda".to_owned(), depth: 1 };
+        base.index = None;
+        let crate::survey::SourceImage::Readable(image) = &mut base.image else { panic!() };
+        image.path = "/base".to_owned();
+        survey.source.files.push(base);
+        survey.source.files[0].below = crate::survey::Below::Image { reference: "/link".to_owned(), file: 2 };
+        let mut snapshot = changed("<target dev='vda'", &format!("{layer}<target dev='vda'")).remove(0);
+        for (there, expected) in [(Some("/base"), 0), (Some("/other"), 1), (None, 1)] {
+            snapshot.layers = [("/link".to_owned(), there.map(str::to_owned))].into();
+            let document = snapshot.document.clone().unwrap();
+            assert_eq!(problems(&survey, &snapshot, &document).len(), expected, "{there:?}");
+        }
+    }
+
+    #[test]
+    fn memory_with_a_device_that_is_left_behind_cannot_be_gone_on_with() {
+        let mut snapshots = changed("<memory snapshot='no'/>", "<memory snapshot='internal'/>");
+        snapshots[0].facts.definition.push(' ');
+        let report = report_of(snapshots);
+        assert!(report.blockers[0].message.contains("a guest with a device that is left behind"), "{report:?}");
     }
 
     #[test]

@@ -87,6 +87,7 @@ pub fn plan() -> PlanV1 {
             CleanUpStepV1::RemoveRecord,
         ],
         snapshots: Vec::new(),
+        bases: Vec::new(),
     }
 }
 

@@ -68,6 +68,8 @@ pub struct PlanView {
     pub clone_uuid: String,
     /// The disks.
     pub disks: Vec<PlannedDisk>,
+    /// Images that are there already, and on which the clone would stand as they are.
+    pub bases: Vec<PlannedBase>,
     /// Bytes that are allocated on the source and so would be moved.
     pub allocated_bytes: u64,
     /// Seconds that moving and reading back would take, about.
@@ -97,6 +99,21 @@ pub struct PlannedDisk {
     pub size_bytes: u64,
     /// Bytes allocated on the source.
     pub allocated_bytes: u64,
+}
+
+/// An image that would not be copied, because the destination has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedBase {
+    /// What of the VM it is, such as `vda/1`.
+    pub target: String,
+    /// The image on the source.
+    pub source_path: String,
+    /// The image on the destination.
+    pub path: String,
+    /// Bytes of either.
+    pub size_bytes: u64,
+    /// Plain BLAKE3 of either.
+    pub root: String,
 }
 
 /// A step in a plan.
@@ -142,6 +159,17 @@ impl PlanView {
                     final_path: disk.final_path.clone(),
                     size_bytes: disk.source_stamp.size,
                     allocated_bytes: disk.allocated_bytes,
+                })
+                .collect(),
+            bases: plan
+                .bases
+                .iter()
+                .map(|base| PlannedBase {
+                    target: base.role.to_string(),
+                    source_path: base.source_path.clone(),
+                    path: base.path.clone(),
+                    size_bytes: base.stamp.size,
+                    root: base.root.to_string(),
                 })
                 .collect(),
             allocated_bytes,

@@ -358,6 +358,7 @@ fn resource_of(
         StepV1::DefineSnapshot { snapshot } => ("snapshot", plan.snapshots.get(at(snapshot)?)?.name.clone()),
         StepV1::StopOldVm
         | StepV1::DetectSharedStorage
+        | StepV1::HoldBase { .. }
         | StepV1::TransferImage { .. }
         | StepV1::VerifyImage { .. }
         | StepV1::PublishImage { .. } => return None,

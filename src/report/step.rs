@@ -104,6 +104,14 @@ fn describe_forward(plan: &PlanV1, step: StepV1) -> StepText {
         StepV1::ClaimDevice { image } => about_image(plan, image, "claim_device", |image| {
             format!("claim the device {}: what it holds is written over, and does not come back", image.final_path)
         }),
+        StepV1::HoldBase { base } => {
+            let index = usize::try_from(base).ok();
+            let Some(base) = index.and_then(|index| plan.bases.get(index)) else {
+                return text("hold_base", String::new(), format!("hold base {base}, not in the plan"));
+            };
+            let line = format!("use {} as it is: {} has the bytes of {}", base.role, base.path, base.source_path);
+            text("hold_base", base.path.clone(), line)
+        }
         StepV1::StopOldVm => {
             let name = plan.request.new_name.clone();
             let line = plan.replaced.as_ref().map_or_else(String::new, |old| stopping(&name, old));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use journal_format::{
-    ChunkState, CleanUpStepV1, ControllerId, CountsV1, DeviceV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1,
+    BaseV1, ChunkState, CleanUpStepV1, ControllerId, CountsV1, DeviceV1, ImageV1, NewDirectoryV1, OutcomeV1, PlanV1,
     SnapshotV1, StepRef, StepV1,
 };
 
@@ -66,6 +66,11 @@ impl Context<'_> {
     /// One disk of the plan.
     pub fn image(&self, image: u32) -> Result<&ImageV1, Failure> {
         self.plan.images.get(image as usize).ok_or_else(|| inconsistent("image", image))
+    }
+
+    /// One image that is used as it is there.
+    pub fn base(&self, base: u32) -> Result<&BaseV1, Failure> {
+        self.plan.bases.get(base as usize).ok_or_else(|| inconsistent("base", base))
     }
 
     /// The block device that an image is written to, with its node's path.

@@ -210,6 +210,14 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
             clone: ImageMark { size: image.device().map_or(*source_size, |device| device.bytes), mtime_ns: *mtime_ns },
         });
     }
+    let bases = context.plan.bases.iter().map(|base| DiskMark {
+        target: base.role.to_string(),
+        source: SourceMark {
+            image: ImageMark { size: base.source_stamp.size, mtime_ns: base.source_stamp.mtime_ns },
+            root: base.root,
+        },
+        clone: ImageMark { size: base.stamp.size, mtime_ns: base.stamp.mtime_ns },
+    });
     let request = &context.plan.request;
     Ok(CloneMark {
         txn: context.plan.txn,
@@ -222,6 +230,7 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
         same_identity: request.options.preserve_uuid,
         state,
         disks,
+        bases: bases.collect(),
     })
 }
 

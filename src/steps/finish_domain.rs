@@ -39,6 +39,9 @@ impl CleanUpStep for FinishDomain {
         for image in &context.plan.images {
             context.destination.unlock_image(&image.final_path)?;
         }
+        for base in &context.plan.bases {
+            context.destination.unlock_image(&base.path)?;
+        }
         if let Some(old) = &context.plan.replaced {
             old_vm::unlock_images(context, old)?;
         }

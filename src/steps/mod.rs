@@ -13,6 +13,7 @@ mod define_snapshot;
 mod delete_old_file;
 mod detect_shared_storage;
 mod finish_domain;
+mod hold_base;
 pub mod host_record;
 mod make_directory;
 mod old_variables;
@@ -151,6 +152,7 @@ pub fn step(step: StepV1) -> Box<dyn Step> {
         StepV1::StopOldVm => Box::new(stop_old_vm::StopOldVm),
         StepV1::DefineSnapshot { snapshot } => Box::new(define_snapshot::DefineSnapshot { snapshot }),
         StepV1::ClaimDevice { image } => Box::new(claim_device::ClaimDevice { image }),
+        StepV1::HoldBase { base } => Box::new(hold_base::HoldBase { base }),
     }
 }
 
@@ -185,6 +187,7 @@ pub fn image_of(step: StepV1) -> Option<u32> {
         | StepV1::MakeDirectory { .. }
         | StepV1::DefineDomain
         | StepV1::DefineSnapshot { .. }
+        | StepV1::HoldBase { .. }
         | StepV1::StopOldVm => None,
     }
 }
@@ -202,7 +205,10 @@ pub fn makes_something(step: StepV1) -> bool {
         | StepV1::DefineSnapshot { .. }
         | StepV1::StopOldVm
         | StepV1::ClaimDevice { .. } => true,
-        StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => false,
+        StepV1::DetectSharedStorage
+        | StepV1::HoldBase { .. }
+        | StepV1::TransferImage { .. }
+        | StepV1::VerifyImage { .. } => false,
     }
 }
 

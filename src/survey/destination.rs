@@ -53,6 +53,7 @@ pub(super) fn survey(
         media: media(host, source)?,
         leftovers: leftovers(host, new_name)?,
         old: None,
+        bases: Vec::new(),
         claim: claim(host, new_name)?,
         emulator: emulator(host, &source.definition)?,
         cpu_lacks: cpu_lacks(host, &source.definition)?,
@@ -130,10 +131,9 @@ fn devices(host: &dyn Host, request: &Request) -> Result<BTreeMap<String, Target
     request.overwritten.iter().map(look).collect()
 }
 
-/// Is a disk of the source VM on that very device, on a partition of it, or on all of what it is a partition of? What a loop device stands on has a number of its own on each host.
+/// Is a disk of the source VM on that very device, on a partition of it, or on all of what it is a partition of?
 pub(super) fn is_of_source(host: &dyn Host, source: &SourceSurvey, device: &TargetDevice) -> Result<bool, Fault> {
-    let identity = device.facts.as_ref().and_then(|facts| facts.identity.as_ref());
-    let Some(identity) = identity.filter(|identity| !identity.starts_with("loop-")) else { return Ok(false) };
+    let Some(identity) = device.identity() else { return Ok(false) };
     for image in source.files.iter().filter_map(SourceFile::image) {
         if image.stat.kind == FileKind::BlockDevice
             && host.device(&image.path)?.and_then(|facts| facts.identity).is_some_and(|own| overlap(&own, identity))

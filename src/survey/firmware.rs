@@ -42,7 +42,7 @@ pub(super) fn root_of(host: &dyn Host, path: &str, below: Vec<Layer>, bytes: u64
     let wanted = std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect();
     let (path, patches) = (path.to_owned(), Vec::new());
     let job = HashJob { path, inode: None, geometry, wanted, patches, below, reread: false };
-    // At most `CODE_BYTES_MAX / CHUNK_BYTES` of them.
+    // 32 bytes for each MiB.
     let mut values = BTreeMap::new();
     host.hash_chunks(&job, &mut GatherSink(&mut values))?;
     Ok(manifest::root(geometry, &values))

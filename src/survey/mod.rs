@@ -2,6 +2,7 @@
 //! judges: what is odd is written down as a fact, and `preflight` says what it means.
 
 mod accounts;
+mod bases;
 mod chain;
 mod destination;
 mod firmware;
@@ -13,6 +14,7 @@ pub(crate) mod sample;
 mod snapshots;
 mod source;
 
+pub use self::bases::BaseFacts;
 pub use self::firmware::FirmwareFacts;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +22,7 @@ use journal_format::owner::OwnerV1;
 use journal_format::{ImageFormat, ImageRoleV1, SourceKindV1, SourceStampV1};
 
 use crate::domain::qcow2::Header;
-use crate::domain::{Definition, DomainError, DomainName, NameError, SnapshotDefinition, Uncarried};
+use crate::domain::{Definition, Disk, DomainError, DomainName, NameError, SnapshotDefinition, Uncarried};
 use crate::request::{Request, VmSelector};
 use crate::steps;
 use crate::world::{
@@ -43,6 +45,11 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// The image of the destination that a file of the source need not be copied for.
+    pub fn base_of(&self, file: &SourceFile) -> Option<&BaseFacts> {
+        self.destination.bases.iter().find(|base| base.role == file.role)
+    }
+
     /// Whether source and destination are one machine.
     pub fn one_machine(&self) -> bool {
         self.source.host.machine_id == self.destination.host.machine_id
@@ -85,6 +92,23 @@ impl SourceSurvey {
         std::iter::once(&self.definition).chain(documents.flat_map(SnapshotDefinition::definitions))
     }
 
+    /// The place among its files of what a disk of one of these definitions is, or was when a snapshot was made.
+    pub fn file_of(&self, disk: &Disk) -> Option<usize> {
+        let alike = || self.definition.disks.iter().filter(|own| own.source == disk.source);
+        let own = alike().find(|own| own.target == disk.target).or_else(|| alike().next())?;
+        self.files.iter().position(|file| file.index == Some(own.index))
+    }
+
+    /// The places among its files of what the file at `top` stands on, from the top down.
+    pub fn chain_below(&self, top: usize) -> impl Iterator<Item = usize> + '_ {
+        let below = |at: usize| match self.files.get(at)?.below {
+            Below::Image { file, .. } => Some(file),
+            Below::Nothing | Below::Refused(_) => None,
+        };
+        // A chain that bites its own tail ends too.
+        std::iter::successors(below(top), move |at| below(*at)).take(self.files.len())
+    }
+
     /// Names of the virtual networks that they need, each once.
     pub fn networks(&self) -> BTreeSet<&str> {
         self.definitions().flat_map(Definition::networks).collect()
@@ -103,6 +127,8 @@ pub struct SnapshotSurvey {
     pub facts: SnapshotFacts,
     /// Its document, read.
     pub document: Result<SnapshotDefinition, DomainError>,
+    /// The real paths of the images that its definitions name below others, by the paths that they name. `None`: there is nothing.
+    pub layers: BTreeMap<String, Option<String>>,
 }
 
 impl SnapshotSurvey {
@@ -337,6 +363,8 @@ pub struct DestinationSurvey {
     pub leftovers: Vec<String>,
     /// The VM that has the clone's name, where it may be replaced.
     pub old: Option<old_vm::OldVm>,
+    /// Images that it has already, with the bytes of some of the source's.
+    pub bases: Vec<BaseFacts>,
     /// Who has reserved the clone's name.
     pub claim: Option<ClaimFacts>,
     /// What the host's QEMU makes of the VM's architecture, machine type and virtualization.
@@ -384,6 +412,14 @@ pub struct TargetDevice {
     pub claim: Option<ClaimFacts>,
     /// A disk of the source VM is on the same device, which both hosts see.
     pub is_of_source: bool,
+}
+
+impl TargetDevice {
+    /// What names it for good, on every host that has it. A loop device's own number says nothing on another host.
+    fn identity(&self) -> Option<&String> {
+        let identity = self.facts.as_ref()?.identity.as_ref();
+        identity.filter(|identity| !identity.starts_with("loop-"))
+    }
 }
 
 /// A reservation of the clone's name, or of a device.
@@ -468,7 +504,9 @@ pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> R
     for device in destination.devices.values_mut() {
         device.is_of_source = destination::is_of_source(source_host, &source, device)?;
     }
-    destination.old = old_vm::survey(destination_host, request, (source_host, &source), new_name.as_str())?;
+    let of_source = (source_host, &source);
+    destination.old = old_vm::survey(destination_host, request, of_source, new_name.as_str())?;
+    destination.bases = bases::bases(destination_host, of_source, request, &destination)?;
     Ok(Survey { source, destination, new_name })
 }
 

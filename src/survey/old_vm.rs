@@ -166,7 +166,9 @@ fn changed(
         return Ok(Some("it is running".to_owned()));
     }
     let roles: BTreeSet<String> = source.files.iter().map(|file| file.role.to_string()).collect();
-    if roles != mark.disks.iter().map(|disk| disk.target.clone()).collect() {
+    // What it stands on and what would be copied now may differ: it is the same clone in the end.
+    let marked = || mark.disks.iter().chain(&mark.bases);
+    if roles != marked().map(|disk| disk.target.clone()).collect() {
         return Ok(Some("it was made of other files than would be copied now".to_owned()));
     }
     let snapshots = source.snapshots.iter().map(|one| (one.facts.definition.as_str(), one.facts.current));
@@ -175,7 +177,7 @@ fn changed(
     }
     for file in &source.files {
         let role = file.role.to_string();
-        let Some(marked) = mark.disks.iter().find(|disk| disk.target == role) else { continue };
+        let Some(marked) = marked().find(|disk| disk.target == role) else { continue };
         if !source_is_still(source_host, file, marked)? {
             return Ok(Some(format!("{} of the source was written to since", file.what())));
         }

@@ -199,6 +199,7 @@ pub(crate) fn survey() -> Survey {
             media: BTreeMap::new(),
             leftovers: Vec::new(),
             old: None,
+            bases: Vec::new(),
             claim: None,
             emulator: EmulatorFacts::Path("/usr/bin/qemu-system-x86_64".into()),
             cpu_lacks: None,
@@ -217,5 +218,6 @@ pub(crate) fn snapshot(name: &str, parent: Option<&str>, inside: &str) -> Snapsh
          <memory snapshot='no'/><disks><disk name='vda' snapshot='internal'/></disks>\n{inside}</domainsnapshot>\n"
     );
     let document = SnapshotDefinition::parse(&definition);
-    SnapshotSurvey { facts: SnapshotFacts { name: name.to_owned(), current: false, definition }, document }
+    let facts = SnapshotFacts { name: name.to_owned(), current: false, definition };
+    SnapshotSurvey { facts, document, layers: BTreeMap::new() }
 }

@@ -1,11 +1,11 @@
 //! libvirt's snapshots of the source VM.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::DropKindV1;
 
 use super::SnapshotSurvey;
-use crate::domain::SnapshotDefinition;
+use crate::domain::{Definition, SnapshotDefinition};
 use crate::world::{DomainFacts, Fault, Host, SnapshotFacts};
 
 /// The VM's snapshots without what is left behind, each after the one that it stands on. One whose parent is not there comes last.
@@ -17,11 +17,19 @@ pub(super) fn snapshots(
     if vm.snapshots == 0 || dropped.contains(&DropKindV1::Snapshots) {
         return Ok(Vec::new());
     }
-    let read = |facts: SnapshotFacts| SnapshotSurvey {
-        document: SnapshotDefinition::parse(&facts.definition).and_then(|document| document.without(dropped)),
-        facts,
+    let read = |facts: SnapshotFacts| {
+        let document = SnapshotDefinition::parse(&facts.definition).and_then(|document| document.without(dropped));
+        let layers = document.as_ref().map_or(Ok(BTreeMap::new()), |document| layers(host, document))?;
+        Ok(SnapshotSurvey { facts, document, layers })
     };
-    Ok(parents_first(host.snapshots(vm.brief.uuid)?.into_iter().map(read).collect()))
+    Ok(parents_first(host.snapshots(vm.brief.uuid)?.into_iter().map(read).collect::<Result<_, Fault>>()?))
+}
+
+/// Where the images really are that a snapshot's definitions name below others.
+fn layers(host: &dyn Host, document: &SnapshotDefinition) -> Result<BTreeMap<String, Option<String>>, Fault> {
+    let chains = document.definitions().flat_map(Definition::images).filter_map(|disk| disk.chain.as_ref());
+    let paths: BTreeSet<_> = chains.flatten().map(|layer| layer.path.clone()).collect();
+    paths.into_iter().map(|path| Ok((path.clone(), host.resolve(&path)?))).collect()
 }
 
 fn parents_first(mut left: Vec<SnapshotSurvey>) -> Vec<SnapshotSurvey> {

@@ -5,9 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::lab::{Format, Host, Lab, staged_bytes};
-use crate::{MIB, define_chain};
+use crate::{IMAGES, MIB, define_chain};
 
-const IMAGES: &str = "/var/lib/libvirt/images";
 const BOUND: Duration = Duration::from_secs(120);
 
 /// QEMU's own comparison of what the guests of two images see.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bases;
 mod counting;
 mod flattened;
 #[path = "../lab/mod.rs"]
@@ -21,6 +22,7 @@ use kvm_clone::plan::changes::changes;
 use lab::{Controller, Disk, Host, Lab, Vm, wait_until};
 
 const MIB: u64 = 1 << 20;
+const IMAGES: &str = "/var/lib/libvirt/images";
 /// Emulated firmware on a busy machine.
 const FIRMWARE_MAX: Duration = Duration::from_secs(60);
 
@@ -123,6 +125,14 @@ fn define_chain(host: &Host, name: &str) {
     host.define_xml(&Vm::new(name).disk(Disk::qcow2(MIB).at(&path("top.qcow2"))).definition());
 }
 
+/// What a guest on a chain of images sees: its BLAKE3.
+fn guest_sees(host: &Host, top: &str) -> blake3::Hash {
+    host.run(["qemu-img", "convert", "-O", "raw", top, "/run/seen.img"]);
+    let hash = host.blake3("/run/seen.img");
+    std::fs::remove_file(host.path("/run/seen.img")).unwrap();
+    hash
+}
+
 #[test]
 fn a_chain_arrives_whole_and_stands_on_its_own_layers() {
     let lab = Lab::up();
@@ -143,14 +153,7 @@ fn a_chain_arrives_whole_and_stands_on_its_own_layers() {
         assert!(info.contains(line), "{line} is missing from:\n{info}");
     }
     lab.b().run(["qemu-img", "check", "-q", &top]);
-    // What the guest sees, byte for byte.
-    let seen = |host: &Host, top: &str| {
-        host.run(["qemu-img", "convert", "-O", "raw", top, "/run/seen.img"]);
-        let hash = host.blake3("/run/seen.img");
-        std::fs::remove_file(host.path("/run/seen.img")).unwrap();
-        hash
-    };
-    assert_eq!(seen(lab.b(), &top), seen(lab.a(), &format!("{images}/chain-top.qcow2")));
+    assert_eq!(guest_sees(lab.b(), &top), guest_sees(lab.a(), &format!("{images}/chain-top.qcow2")));
     assert_eq!(
         lab.b().blake3(format!("{images}/chain_clone-vda-base2.img")),
         lab.a().blake3(format!("{images}/chain-base.img"))

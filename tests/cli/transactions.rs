@@ -180,5 +180,6 @@ fn plan(txn: TxnId) -> PlanV1 {
         ],
         clean_up: vec![CleanUpStepV1::RemoveStaging { directory: 0 }, CleanUpStepV1::RemoveRecord],
         snapshots: Vec::new(),
+        bases: Vec::new(),
     }
 }

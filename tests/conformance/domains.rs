@@ -113,6 +113,7 @@ fn mark(ground: &dyn Ground, guest: &Guest, state: MarkState) -> CloneMark {
         same_identity: false,
         state,
         disks: Vec::new(),
+        bases: Vec::new(),
     }
 }
 

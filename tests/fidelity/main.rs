@@ -68,6 +68,7 @@ fn mark() -> CloneMark {
             source: SourceMark { image: ImageMark { size: 1, mtime_ns: 2 }, root: ChunkValue([3; 32]) },
             clone: ImageMark { size: 4, mtime_ns: 5 },
         }],
+        bases: Vec::new(),
     }
 }
 

@@ -19,7 +19,7 @@ macro_rules! kinds {
 
 kinds!(STEPS, name_of_step, StepV1:
     ReserveRecord, ClaimName, CreateStaging, DetectSharedStorage, CreateImage, TransferImage, VerifyImage, PublishImage,
-    MakeDirectory, DefineDomain, StopOldVm, DefineSnapshot, ClaimDevice);
+    MakeDirectory, DefineDomain, StopOldVm, DefineSnapshot, ClaimDevice, HoldBase);
 
 kinds!(CLEAN_UP_STEPS, name_of_clean_up_step, CleanUpStepV1:
     FinishDomain, ReleaseClaim, SetAutostart, StartDomain, RemoveStaging, RefreshPool, RemoveRecord, RetireOldVm, RenameClone, DeleteOldFile);

@@ -18,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod abandoned;
+mod bases;
 mod broken_off;
 mod chains;
 #[path = "../conformance/mod.rs"]

@@ -123,8 +123,9 @@ fn all_spans() -> Vec<Span> {
     let old = OldVm { autostart: false, ..OldVm::running() };
     let file = Shape { disks: 1, start: true, old: Some(old), snapshots: true, ..Shape::plain() };
     let others = [Shape { device: true, ..file }, Shape { flattened: true, ..file }, Shape { target: true, ..file }];
-    let others = others.into_iter().flat_map(spans);
-    spans(file).into_iter().chain(others.filter(|span| COPYING.contains(&span.kind))).collect()
+    let others = others.into_iter().flat_map(spans).filter(|span| COPYING.contains(&span.kind));
+    let base = spans(Shape { disks: 2, base: true, ..file }).into_iter().filter(|span| span.kind == "HoldBase");
+    spans(file).into_iter().chain(others).chain(base).collect()
 }
 
 /// Where each kind of step is in a clean clone.

@@ -2,15 +2,13 @@
 //! nothing of the engine or its steps.
 
 mod snapshot;
+mod whole;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use journal_format::owner::decode_owner_file;
-use journal_format::{
-    ChunkRecordV1, ChunkState, CleanUpStepV1, EventV1, ImageRoleV1, ImageV1, OutcomeV1, PlanV1, StepRef, StepV1,
-};
-use kvm_clone::domain::{CloneMark, MarkState, read_back};
+use journal_format::{ChunkRecordV1, ChunkState, CleanUpStepV1, EventV1, ImageV1, OutcomeV1, PlanV1, StepRef, StepV1};
 use kvm_clone::world::{ChunkGeometry, Side};
 
 pub use self::snapshot::Snapshot;
@@ -374,7 +372,10 @@ impl Oracle {
                 let is_there = node(&stopping).is_some();
                 (stopping, is_there)
             }
-            StepV1::DetectSharedStorage | StepV1::TransferImage { .. } | StepV1::VerifyImage { .. } => return Ok(()),
+            StepV1::DetectSharedStorage
+            | StepV1::HoldBase { .. }
+            | StepV1::TransferImage { .. }
+            | StepV1::VerifyImage { .. } => return Ok(()),
         };
         if is_there == done || self.removed {
             return Ok(());
@@ -510,101 +511,6 @@ impl Oracle {
             names.push(made.path.clone());
         }
         names
-    }
-
-    /// The clone is defined, finished, and whole.
-    pub fn clone_is_whole(&self, machine: &Machine) -> Result<(), String> {
-        let name = &self.plan.request.new_name;
-        let Some(domain) = machine.libvirt.domains.get(&self.plan.clone_uuid) else {
-            return Err("committed, but the clone is not defined".to_owned());
-        };
-        if domain.definition.name != *name {
-            return Err(format!("the clone is called {}", domain.definition.name));
-        }
-        let disks = self.plan.images.iter().filter(|image| matches!(image.role, ImageRoleV1::Disk { .. }));
-        let paths: Vec<_> = disks.map(|disk| disk.final_path.clone()).collect();
-        if domain.definition.disks != paths {
-            return Err(format!("the clone's disks are {:?}", domain.definition.disks));
-        }
-        let mark = CloneMark::read(&domain.definition.text).map_err(|error| error.to_string())?;
-        if mark.is_none_or(|mark| mark.state != MarkState::Finished || mark.txn != self.plan.txn) {
-            return Err("the clone is not marked as finished".to_owned());
-        }
-        self.snapshots_are_whole(machine)?;
-        let title = kvm_clone::domain::Definition::parse(&domain.definition.text).map_err(|e| e.to_string())?.title;
-        if title != self.plan.title {
-            return Err(format!("the clone's title is {title:?}"));
-        }
-        // What a person took an image from cannot be started; that is named, and left.
-        if self.plan.request.options.start && !self.ran && !self.removed {
-            return Err("the clone was to be started".to_owned());
-        }
-        if machine.files.stat(&format!("{AUTOSTART}/{name}.xml")).is_some() != self.plan.autostart {
-            return Err("autostart is not as planned".to_owned());
-        }
-        self.files_are_whole(&machine.files)
-    }
-
-    /// The very snapshots that were planned, each of the clone itself, the current one kept.
-    fn snapshots_are_whole(&self, machine: &Machine) -> Result<(), String> {
-        let there = machine.libvirt.snapshots(self.plan.clone_uuid);
-        let told = |name: &str, current: bool| format!("{name}{}", if current { " (current)" } else { "" });
-        let planned: Vec<_> = self.plan.snapshots.iter().map(|planned| told(&planned.name, planned.current)).collect();
-        let names: Vec<_> = there.iter().map(|there| told(&there.name, there.current)).collect();
-        if names != planned {
-            return Err(format!("the clone's snapshots are {names:?}"));
-        }
-        for (planned, there) in self.plan.snapshots.iter().zip(&there) {
-            read_back(&planned.definition, &there.definition)
-                .map_err(|error| format!("the snapshot {}: {error}", there.name))?;
-            if !there.definition.contains(&self.plan.txn.to_string()) {
-                return Err(format!("the clone would lose its mark by the snapshot {}", there.name));
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a snapshot of the clone is, by the names that the clone may have.
-    fn snapshot_paths(&self, snapshot: &str) -> Vec<String> {
-        let names = [Some(&self.plan.request.new_name), self.plan.replaced.as_ref().map(|old| &old.clone_name)];
-        names.into_iter().flatten().map(|name| snapshots::path(name, snapshot)).collect()
-    }
-
-    /// The clone's files, byte for byte those of the source, with one name each, sparse, its owner's.
-    fn files_are_whole(&self, files: &Filesystem) -> Result<(), String> {
-        if files.stat(&self.definition_path()).is_none() {
-            return Err("the clone's definition is not on the disk".to_owned());
-        }
-        let name = &self.plan.request.new_name;
-        let mut files_of_snapshots = self.plan.snapshots.iter().map(|snapshot| snapshots::path(name, &snapshot.name));
-        if let Some(path) = files_of_snapshots.find(|path| files.stat(path).is_none()) {
-            return Err(format!("{path} is not on the disk"));
-        }
-        for (index, disk) in self.plan.images.iter().enumerate() {
-            let path = &disk.final_path;
-            let (Some(stat), Some(content)) = (files.stat(path), files.content(path)) else {
-                if self.removed {
-                    continue;
-                }
-                return Err(format!("{path} is not there"));
-            };
-            let newest = self.versions[index].last().expect("there is one from the beginning");
-            // A source that changed behind its locks after the last look is cloned as it was at that look.
-            if !self.is_whole(index, content) && !self.touched {
-                return Err(format!("{path} is not what the source is"));
-            }
-            if disk.device().is_some() {
-                continue;
-            }
-            if (stat.mode, (stat.uid, stat.gid)) != (disk.mode, disk.owner) {
-                return Err(format!("{path} has other attributes than planned"));
-            }
-            let sparse = content.allocated_bytes() <= newest.allocated_bytes().next_multiple_of(4096) + 4096 * 4;
-            if !sparse && !self.plan.request.options.preallocate {
-                return Err(format!("{path} is not sparse"));
-            }
-        }
-        Ok(())
     }
 
     fn pools(&self, machine: &Machine, there: bool) -> Result<(), String> {

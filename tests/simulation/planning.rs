@@ -1,9 +1,9 @@
 //! Survey, preflight and plan against two whole hosts in memory: nothing is touched, whatever happens meanwhile.
 
-use journal_format::{ControllerId, DomainUuid, PlanV1};
+use journal_format::{ControllerId, DomainUuid, PlanV1, StepV1};
 use kvm_clone::plan::Circumstances;
 use kvm_clone::preflight::{BlockerKind, Prepared, prepare};
-use kvm_clone::request::{Chain, Request, VmSelector};
+use kvm_clone::request::{Chain, Request, Target, VmSelector};
 use kvm_clone::survey::SurveyError;
 use kvm_clone::world::{FaultKind, Side, World};
 
@@ -12,7 +12,7 @@ use crate::faults::{Effect, Fault, FaultPlan};
 use crate::flattened;
 use crate::scene::{self, IMAGES, SECOND};
 use crate::seed::Seed;
-use crate::world::SimWorld;
+use crate::world::{Core, SimWorld};
 
 const GUEST: DomainUuid = DomainUuid([0x11; 16]);
 
@@ -148,6 +148,89 @@ fn a_chain_is_planned_as_one_image_where_it_is_flattened() {
         "{told:?}"
     );
     assert_eq!(planned(&world, &request()).images.len(), 4, "kept, it stays inside");
+}
+
+static BASE_BYTES: [u8; 300_000] = [5; 300_000];
+
+/// A guest `web` on a disk that stands on `web-base`, which the destination has at this path with these bytes.
+fn world_with_base(path: &str, bytes: &[u8]) -> SimWorld {
+    let world = world();
+    put(&world, path);
+    world.with(|core| {
+        let source = core.machine_mut(Side::Source);
+        let top = flattened::qcow2(&mut Seed::new(5), 16 << 10, ("web-base", "raw"));
+        let below = |name: &str| format!("{IMAGES}/{name}");
+        source.files.make_file(&below("web-top"), 0o640, top).unwrap();
+        source.files.make_file(&below("web-base"), 0o640, Content::of(&BASE_BYTES)).unwrap();
+        let definition = scene::definition("web", GUEST, &[("vda", "qcow2", &below("web-top"))]);
+        source.libvirt.define(&mut source.files, &definition).unwrap();
+        let files = &mut core.machine_mut(Side::Destination).files;
+        let inode = files.stat(path).unwrap().inode;
+        files.set_size(path, inode, bytes.len() as u64, false).unwrap();
+        files.write_at(path, inode, 0, bytes).unwrap();
+    });
+    world
+}
+
+/// How the clone names what it stands on, and what that is; and how many files are copied.
+fn stands_on(world: &SimWorld, request: &Request) -> (String, Vec<String>, usize) {
+    let plan = planned(world, request);
+    let clone = plan.images[0].backing.as_ref().unwrap().clone.clone();
+    (clone, plan.bases.iter().map(|base| base.path.clone()).collect(), plan.images.len())
+}
+
+#[test]
+fn a_base_that_the_destination_has_is_stood_on_where_it_is() {
+    let beside = format!("{IMAGES}/web-base");
+    let before = |world: &SimWorld| (everything(world), planned(world, &request()), everything(world));
+    let world = world_with_base(&beside, &BASE_BYTES);
+    let (was, plan, is) = before(&world);
+    assert_eq!(was, is, "nothing was touched");
+    assert_eq!(plan.bases[0].root.0, *blake3::hash(&BASE_BYTES).as_bytes());
+    assert!(plan.steps.contains(&StepV1::HoldBase { base: 0 }), "{:?}", plan.steps);
+    assert_eq!(stands_on(&world, &request()), ("web-base".to_owned(), vec![beside.clone()], 1));
+    let elsewhere = Request { target: Target::Directory(SECOND.to_owned()), ..request() };
+    assert_eq!(stands_on(&world, &elsewhere), (beside.clone(), vec![beside], 1), "named in full from there");
+    let there = format!("{SECOND}/web-base");
+    let world = world_with_base(&there, &BASE_BYTES);
+    assert_eq!(stands_on(&world, &elsewhere), ("web-base".to_owned(), vec![there], 1));
+    let copied = |world: &SimWorld| stands_on(world, &request()).2 == 2;
+    assert!(copied(&world), "nobody asked for anything there");
+}
+
+/// What else may be true of the destination's image of that path.
+type Circumstance = fn(&mut Core, &str);
+
+#[test]
+fn a_base_is_copied_where_another_has_only_its_name() {
+    let beside = format!("{IMAGES}/web-base");
+    let mut others = BASE_BYTES;
+    others[299_999] = 6;
+    for bytes in [&others[..], &BASE_BYTES[1..], &[]] {
+        assert_eq!(stands_on(&world_with_base(&beside, bytes), &request()).2, 2);
+    }
+    let circumstances: [(&str, Circumstance); 3] = [
+        ("another name too", |core, path| {
+            core.machine_mut(Side::Destination).files.link(path, &format!("{path}-staged")).unwrap();
+        }),
+        ("a disk of another VM", |core, path| {
+            let machine = core.machine_mut(Side::Destination);
+            let other = scene::definition("other", DomainUuid([0x22; 16]), &[("vda", "raw", path)]);
+            machine.libvirt.define(&mut machine.files, &other).unwrap();
+        }),
+        ("the source's own host", |core, _| {
+            let machine_id = core.machine(Side::Source).facts.machine_id.clone();
+            core.machine_mut(Side::Destination).facts.machine_id = machine_id;
+        }),
+    ];
+    for (why, circumstance) in circumstances {
+        let world = world_with_base(&beside, &BASE_BYTES);
+        world.with(|core| circumstance(core, &beside));
+        assert_eq!(stands_on(&world, &request()).2, 2, "{why}");
+    }
+    let flatten = Request { chain: Chain::Flatten, ..request() };
+    let plan = planned(&world_with_base(&beside, &BASE_BYTES), &flatten);
+    assert_eq!((plan.images.len(), plan.bases.len()), (1, 0));
 }
 
 #[test]

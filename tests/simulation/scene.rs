@@ -1,14 +1,18 @@
 //! The scene of a history: two hosts with a little on them, a guest to be cloned, and its plan, made by hand.
 
+mod images;
+mod order;
+
 use journal_format::{
-    BackingV1, CleanUpStepV1, ControllerId, DeviceV1, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1,
-    ImageV1, LayerV1, NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, StepV1, TxnId,
-    UnixMillis,
+    BackingV1, ControllerId, DeviceV1, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, LayerV1,
+    NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, TxnId, UnixMillis,
 };
 use kvm_clone::steps;
 use kvm_clone::world::{FileKind, HostFacts};
 
-use crate::content::{BLOCK_BYTES, Content};
+use self::images::{BASE, MIDDLE, image, put_base, put_source, put_target, qcow2_header};
+pub use self::images::{QCOW2_HEADER_BYTES, as_cloned};
+use crate::content::Content;
 use crate::filesystem::Filesystem;
 use crate::flattened;
 use crate::libvirt::{AUTOSTART, DEFINITIONS, Libvirt, Pool};
@@ -133,6 +137,8 @@ pub struct Shape {
     pub flattened: bool,
     /// The clone's first disk is a block device.
     pub target: bool,
+    /// The destination has the image that the second disk is on top of.
+    pub base: bool,
 }
 
 impl Shape {
@@ -154,6 +160,7 @@ impl Shape {
             snapshots: false,
             flattened: false,
             target: false,
+            base: false,
         }
     }
 
@@ -175,14 +182,16 @@ impl Shape {
             snapshots: seed.clone().chance(30),
             flattened: false,
             target: false,
+            base: false,
         }
     }
 
-    /// Now and then the second disk arrives flattened, and the first one on a device. Draws of their own: the other ones stay
-    /// what they were.
+    /// Now and then the second disk arrives flattened, or stands on what the destination has, and the first one arrives on a device.
+    /// Draws of their own: the other ones stay what they were.
     pub fn varied_by(self, seed: &mut Seed) -> Self {
         let flattened = self.disks > 1 && seed.chance(30);
-        Self { flattened, chain: self.chain && !flattened, target: seed.chance(25), ..self }
+        let (chain, target) = (self.chain && !flattened, seed.chance(25));
+        Self { flattened, chain, target, base: chain && self.disks > 1 && seed.chance(40), ..self }
     }
 
     /// The disk that arrives flattened.
@@ -268,7 +277,7 @@ impl Scene {
 
         let txn = TxnId::new(UnixMillis(1_799_999_000_000), [7, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let mut directories: Vec<DirectoryV1> = Vec::new();
-        let mut disks = Vec::new();
+        let (mut disks, mut bases) = (Vec::new(), Vec::new());
         for (disk, path) in source_paths.iter().enumerate() {
             let directory = staged_in(directory_of(disk), txn, &destination, &mut directories, &mut seed);
             let target = TARGETS[disk];
@@ -312,17 +321,21 @@ impl Scene {
             let path = format!("{}/{BASE}", directory_of(1));
             let content = image(&mut seed);
             put_source(&mut source, &path, content.clone());
-            let directory = disks[1].directory().unwrap();
             let role = ImageRoleV1::Layer { target: TARGETS[1].to_owned(), depth: 1 };
-            let name = format!("{CLONE_NAME}-{}-base1.img", TARGETS[1]);
-            let staging = (directory, &directories[directory as usize]);
-            let final_path = format!("{}/{name}", directory_of(1));
-            let layer = ImageV1 {
-                staging_path: format!("{}/{}-base1.img", staging.1.staging, TARGETS[1]),
-                ..planned(role, &source, &path, staging, final_path)
-            };
-            disks.push(layer);
-            images.push(content);
+            let name = if shape.base { BASE.to_owned() } else { format!("{CLONE_NAME}-{}-base1.img", TARGETS[1]) };
+            if shape.base {
+                bases.push(put_base(&source, &mut destination, role, &path));
+            } else {
+                let directory = disks[1].directory().unwrap();
+                let staging = (directory, &directories[directory as usize]);
+                let final_path = format!("{}/{name}", directory_of(1));
+                let layer = ImageV1 {
+                    staging_path: format!("{}/{}-base1.img", staging.1.staging, TARGETS[1]),
+                    ..planned(role, &source, &path, staging, final_path)
+                };
+                disks.push(layer);
+                images.push(content);
+            }
             disks[1].backing = Some(BackingV1 { source: BASE.to_owned(), clone: name });
         }
         let mut new_directories = Vec::new();
@@ -412,13 +425,14 @@ impl Scene {
             } else {
                 Vec::new()
             },
-            steps: steps(shape, directories.len(), &disks, new_directories.len()),
-            clean_up: clean_up(shape, directories.len()),
+            steps: order::steps(shape, directories.len(), (&disks, bases.len()), new_directories.len()),
+            clean_up: order::clean_up(shape, directories.len()),
             directories,
             new_directories,
             images: disks,
             replaced,
             snapshots: planned_snapshots,
+            bases,
         };
         source.files.sync_all();
         destination.files.sync_all();
@@ -476,86 +490,10 @@ fn planned(
     }
 }
 
-/// A file of the source VM, with the directories above it.
-fn put_source(source: &mut Machine, path: &str, content: Content) {
-    for (end, _) in path.match_indices('/').skip(1) {
-        if source.files.stat(&path[..end]).is_none() {
-            source.files.make_dir(&path[..end], 0o711).unwrap();
-        }
-    }
-    let inode = source.files.make_file(path, 0o640, content).unwrap();
-    source.files.set_attributes(path, inode, 64_055, 104, 0o640).unwrap();
-}
-
-/// A block device with something on it.
-fn put_target(destination: &mut Machine, bytes: u64, seed: &mut Seed) {
-    destination.files.make_dir("/dev", 0o755).unwrap();
-    let mut old = vec![0; usize::try_from(bytes).unwrap()];
-    seed.fill(&mut old);
-    destination.files.make_file(TARGET, 0o660, Content::of(&old)).unwrap();
-    destination.files.make_device(TARGET);
-}
-
 fn uuid(seed: &mut Seed) -> DomainUuid {
     let mut bytes = [0; 16];
     seed.fill(&mut bytes);
     DomainUuid(bytes)
-}
-
-/// The name of the image below the second disk's.
-const BASE: &str = "web01-base";
-/// The name of the image between it and a flattened disk's.
-const MIDDLE: &str = "web01-middle";
-/// Where a qcow2 header (version 3, and the end of its extensions) names the image below.
-const BACKING_AT: u64 = 112;
-/// Bytes of such a header with that name, whichever it is.
-pub const QCOW2_HEADER_BYTES: u64 = 160;
-
-/// What an image of the source is in the clone: only its reference to the one below differs.
-pub fn as_cloned(planned: &ImageV1, content: &Content) -> Content {
-    let mut content = content.clone();
-    if let Some(backing) = &planned.backing {
-        content.write(16, &u32::try_from(backing.clone.len()).unwrap().to_be_bytes());
-        content.write(BACKING_AT, backing.clone.as_bytes());
-    }
-    content
-}
-
-/// The header of an image as it is carried. What is behind it is nobody's business here.
-fn qcow2_header(chain: bool) -> Vec<u8> {
-    let mut header = vec![0; QCOW2_HEADER_BYTES as usize];
-    header[..4].copy_from_slice(b"QFI\xfb");
-    for (at, value) in [(4, 3_u32), (20, 16), (100, 104)] {
-        header[at..at + 4].copy_from_slice(&value.to_be_bytes());
-    }
-    if chain {
-        let at = usize::try_from(BACKING_AT).unwrap();
-        header[8..16].copy_from_slice(&BACKING_AT.to_be_bytes());
-        header[16..20].copy_from_slice(&u32::try_from(BASE.len()).unwrap().to_be_bytes());
-        header[at..at + BASE.len()].copy_from_slice(BASE.as_bytes());
-    }
-    header
-}
-
-/// An image of a few chunks: data, zeros, holes, an odd end; now and then of one chunk or of none.
-fn image(seed: &mut Seed) -> Content {
-    let mut content = Content::default();
-    let chunks = *seed.pick(&[0, 1, 3, 4, 5, 6, 6, 7]);
-    let chunk_bytes = u64::from(CHUNK_BYTES);
-    for chunk in 0..chunks {
-        let mut bytes = vec![0; usize::try_from(chunk_bytes).unwrap()];
-        match seed.below(6) {
-            0 => continue,
-            1 => {}
-            // A chunk with a hole in it.
-            2 => bytes.truncate(usize::try_from(BLOCK_BYTES).unwrap()),
-            _ => seed.fill(&mut bytes),
-        }
-        content.write(chunk * chunk_bytes, &bytes);
-    }
-    let end = if chunks > 0 && seed.chance(50) { chunks * chunk_bytes - 1000 } else { chunks * chunk_bytes };
-    content.set_size(end);
-    content
 }
 
 /// What is on the destination already and none of our business.
@@ -580,46 +518,4 @@ fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
         destination.files.make_file(&staged, 0o600, Content::of(&[2; 5000])).unwrap();
     }
     let _ = destination.libvirt.refresh_pool(&destination.files, "default");
-}
-
-fn steps(shape: Shape, directories: usize, images: &[ImageV1], new_directories: usize) -> Vec<StepV1> {
-    let [directories, new_directories] = [directories, new_directories].map(|count| u32::try_from(count).unwrap());
-    let on_device = |image: &u32| images[*image as usize].device().is_some();
-    let images = || 0..u32::try_from(images.len()).unwrap();
-    let mut steps = vec![StepV1::ReserveRecord, StepV1::ClaimName];
-    steps.extend(images().filter(on_device).map(|image| StepV1::ClaimDevice { image }));
-    steps.extend((0..directories).map(|directory| StepV1::CreateStaging { directory }));
-    steps.push(StepV1::DetectSharedStorage);
-    for image in images() {
-        if !on_device(&image) {
-            steps.push(StepV1::CreateImage { image });
-        }
-        steps.push(StepV1::TransferImage { image });
-        if shape.verify {
-            steps.push(StepV1::VerifyImage { image });
-        }
-    }
-    steps.extend((0..new_directories).map(|directory| StepV1::MakeDirectory { directory }));
-    steps.extend(images().filter(|image| !on_device(image)).map(|image| StepV1::PublishImage { image }));
-    steps.push(StepV1::DefineDomain);
-    if shape.snapshots {
-        steps.extend((0..2).map(|snapshot| StepV1::DefineSnapshot { snapshot }));
-    }
-    steps.extend(shape.old.map(|_| StepV1::StopOldVm));
-    steps
-}
-
-fn clean_up(shape: Shape, directories: usize) -> Vec<CleanUpStepV1> {
-    let (mut steps, deleting) = shape.old.map(old_vm::clean_up).unwrap_or_default();
-    steps.extend([CleanUpStepV1::FinishDomain, CleanUpStepV1::ReleaseClaim]);
-    if shape.autostart {
-        steps.push(CleanUpStepV1::SetAutostart);
-    }
-    if shape.start {
-        steps.push(CleanUpStepV1::StartDomain);
-    }
-    steps.extend(deleting);
-    steps.extend((0..u32::try_from(directories).unwrap()).map(|directory| CleanUpStepV1::RemoveStaging { directory }));
-    steps.extend([CleanUpStepV1::RefreshPool { pool: 0 }, CleanUpStepV1::RemoveRecord]);
-    steps
 }

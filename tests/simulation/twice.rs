@@ -138,11 +138,12 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The second disk stands on another image, which is copied too, or arrives as one with those below it; the first is a file, or
+/// The second disk stands on another image, which is copied too or is there already, or arrives as one with those below it; the first is a file, or
 /// a device on either side.
-fn shapes(start: bool) -> [Shape; 4] {
+fn shapes(start: bool) -> [Shape; 5] {
     let kept = Shape { start, old: Some(OldVm::running()), snapshots: true, ..Shape::plain() };
-    [kept, Shape { device: true, ..kept }, Shape { flattened: true, ..kept }, Shape { target: true, ..kept }]
+    let (device, flattened) = (Shape { device: true, ..kept }, Shape { flattened: true, ..kept });
+    [kept, device, flattened, Shape { target: true, ..kept }, Shape { base: true, ..kept }]
 }
 
 fn in_one_attempt(history: &History, live: &dyn Fn(&mut Attempt)) -> BTreeSet<&'static str> {

@@ -147,6 +147,7 @@ fn step() -> impl Strategy<Value = StepV1> {
         Just(StepV1::StopOldVm),
         any::<u32>().prop_map(|snapshot| StepV1::DefineSnapshot { snapshot }),
         any::<u32>().prop_map(|image| StepV1::ClaimDevice { image }),
+        any::<u32>().prop_map(|base| StepV1::HoldBase { base }),
     ]
 }
 
@@ -234,13 +235,29 @@ fn snapshot() -> impl Strategy<Value = SnapshotV1> {
     })
 }
 
+fn base() -> impl Strategy<Value = BaseV1> {
+    let paths = (text(), text(), text());
+    (role(), format(), paths, stamp(), file_stamp(), any::<[u8; 32]>()).prop_map(
+        |(role, format, (reached_by, source_path, path), source_stamp, stamp, root)| BaseV1 {
+            role,
+            format,
+            reached_by,
+            source_path,
+            source_stamp,
+            path,
+            stamp,
+            root: ChunkValue(root),
+        },
+    )
+}
+
 fn plan() -> impl Strategy<Value = PlanV1> {
     let names = (any::<[u8; 16]>(), any::<u64>(), text(), controller(), request(), any::<[u8; 16]>());
     let definition = (text(), text(), option::of(text()), any::<bool>());
     let new_directory = (text(), any::<u32>(), any::<(u32, u32)>(), any::<bool>());
     let new_directory =
         new_directory.prop_map(|(path, mode, owner, makes_parent)| NewDirectoryV1 { path, mode, owner, makes_parent });
-    let directories = (vec(directory(), 0..3), vec(new_directory, 0..3), vec(snapshot(), 0..3));
+    let directories = (vec(directory(), 0..3), vec(new_directory, 0..3), vec(snapshot(), 0..3), vec(base(), 0..2));
     let lists = (directories, vec(disk(), 0..4), vec(text(), 0..3), vec(step(), 0..12), vec(clean_up_step(), 0..9));
     (names, definition, lists, option::of(replaced())).prop_map(|(names, definition, lists, replaced)| PlanV1 {
         txn: TxnId(names.0),
@@ -261,6 +278,7 @@ fn plan() -> impl Strategy<Value = PlanV1> {
         steps: lists.3,
         clean_up: lists.4,
         snapshots: lists.0.2,
+        bases: lists.0.3,
     })
 }
 

@@ -78,6 +78,7 @@ pub fn steps() -> Vec<StepV1> {
         StepV1::StopOldVm,
         StepV1::DefineSnapshot { snapshot: 0 },
         StepV1::ClaimDevice { image: 2 },
+        StepV1::HoldBase { base: 0 },
     ]
 }
 
@@ -200,6 +201,16 @@ pub fn plan() -> PlanV1 {
             source_definition: "<domainsnapshot><name>Montag früh</name></domainsnapshot>".into(),
             definition: "<domainsnapshot><name>Montag früh</name><state>shutoff</state></domainsnapshot>".into(),
             current: true,
+        }],
+        bases: vec![BaseV1 {
+            role: ImageRoleV1::Layer { target: "vda".into(), depth: 1 },
+            format: ImageFormat::Raw,
+            reached_by: "/var/lib/libvirt/images/golden.img".into(),
+            source_path: "/srv/pool/golden.img".into(),
+            source_stamp: stamp(),
+            path: "/srv/images/golden.img".into(),
+            stamp: file_stamp(),
+            root: ChunkValue([0xcd; 32]),
         }],
     }
 }

@@ -1,0 +1,86 @@
+//! A check: an image that the clone stands on as it is there. It has not changed since its bytes were compared with the source's,
+//! nobody writes to it until the commit, and a power cut leaves it as it is. It is not ours: nothing is ever undone.
+
+use journal_format::{BaseV1, OutcomeV1, StepV1};
+
+use super::host_record::parent_of;
+use super::{Applied, Context, Probe, Step};
+use crate::failure::Failure;
+use crate::history::Last;
+use crate::world::{FaultKind, FileKind, FileStat};
+
+pub(super) struct HoldBase {
+    pub(super) base: u32,
+}
+
+impl Step for HoldBase {
+    fn expected(&self, context: &Context) -> String {
+        context.base(self.base).map_or_else(|_| String::new(), |base| format!("{} as it was", base.path))
+    }
+
+    fn probe(&self, context: &Context) -> Result<Probe, Failure> {
+        let base = context.base(self.base)?;
+        let is_done =
+            context.history_of(StepV1::HoldBase { base: self.base }).is_some_and(|step| step.last == Last::Done);
+        if !is_done {
+            return Ok(Probe::Absent);
+        }
+        let stat = context.destination.stat(&base.path)?;
+        let is_still = stat.is_some_and(|stat| is_unchanged(base, &stat));
+        Ok(if is_still { Probe::Ours(OutcomeV1::Nothing) } else { Probe::Absent })
+    }
+
+    fn apply(&self, context: &mut Context) -> Result<Applied, Failure> {
+        let (host, base) = (&context.destination, context.base(self.base)?);
+        // The lock first: what is seen then stays so.
+        self.hold(context)?;
+        match host.stat(&base.path)? {
+            None => Err(not_there(context, base)),
+            Some(stat) if is_unchanged(base, &stat) => Ok(Applied::Done(OutcomeV1::Nothing)),
+            Some(_) => Err(in_the_way(
+                context,
+                base,
+                "changed since it was compared with the source's, or has another name too",
+            )),
+        }
+    }
+
+    fn settle(&self, context: &Context) -> Result<(), Failure> {
+        let (host, base) = (&context.destination, context.base(self.base)?);
+        host.sync(&base.path)?;
+        Ok(host.sync(parent_of(&base.path))?)
+    }
+
+    fn undo(&self, _context: &mut Context) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn hold(&self, context: &Context) -> Result<(), Failure> {
+        let base = context.base(self.base)?;
+        match context.destination.lock_image(&base.path) {
+            Ok(_) => Ok(()),
+            Err(fault) if fault.kind == FaultKind::InUse => Err(in_the_way(context, base, "is written to by somebody")),
+            Err(fault) if fault.kind == FaultKind::NotFound => Err(not_there(context, base)),
+            Err(fault) => Err(fault.into()),
+        }
+    }
+}
+
+/// The file that was read when the clone was planned, under one name alone: a staged image has two.
+fn is_unchanged(base: &BaseV1, stat: &FileStat) -> bool {
+    stat.kind == FileKind::File
+        && stat.links == 1
+        && (stat.inode, stat.size, stat.mtime_ns) == (base.stamp.inode, base.stamp.size, base.stamp.mtime_ns)
+}
+
+fn in_the_way(context: &Context, base: &BaseV1, what: &str) -> Failure {
+    let what = format!("{} on {}, which the clone was to stand on, {what}", base.path, context.destination.name());
+    Failure::turn_back(what, "clone again: it is then compared anew, and copied where it is not the same")
+}
+
+fn not_there(context: &Context, base: &BaseV1) -> Failure {
+    Failure::suspend(
+        format!("{} on {}, which the clone is to stand on, is not there", base.path, context.destination.name()),
+        "mount its filesystem or bring it back, then resume; if it is gone for good, roll back",
+    )
+}

@@ -1,0 +1,115 @@
+//! Images at the bottom of the source's chains that the destination has already, byte for byte: the clone can stand on those as
+//! they are.
+
+use std::collections::BTreeSet;
+
+use journal_format::{ChunkValue, FileStampV1, ImageRoleV1};
+
+use super::firmware::root_of;
+use super::{Below, DestinationSurvey, ImageFacts, SourceFile, SourceSurvey};
+use crate::domain::qcow2::HEADER_READ_BYTES;
+use crate::plan::placement;
+use crate::plan::replaced::why_left;
+use crate::request::Request;
+use crate::world::{Fault, FileKind, FileStat, Host};
+
+/// Such an image on the destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseFacts {
+    /// What of the source VM has the same bytes.
+    pub role: ImageRoleV1,
+    /// Its real path.
+    pub path: String,
+    /// What it looked like before it was read.
+    pub stamp: FileStampV1,
+    /// Plain BLAKE3 of both.
+    pub root: ChunkValue,
+}
+
+/// Looks for them where the source has them, and where they would be copied to: under the same name. Both are read whole where
+/// one may be the same, and only there.
+pub(super) fn bases(
+    host: &dyn Host,
+    (source_host, source): (&dyn Host, &SourceSurvey),
+    request: &Request,
+    destination: &DestinationSurvey,
+) -> Result<Vec<BaseFacts>, Fault> {
+    // On one machine it could only be the source's own, which no clone is to depend on.
+    if source.host.machine_id == destination.host.machine_id {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for file in &source.files {
+        let Some(image) = file.image().filter(|image| may_be_shared(file, image)) else { continue };
+        let mut root = None;
+        for path in candidates(request, destination, file, image) {
+            let Some((path, stat)) = alike(host, request, destination, image, &path)? else { continue };
+            let bytes = image.stat.size;
+            let of_source = root.map_or_else(|| root_of(source_host, &image.path, Vec::new(), bytes), Ok)?;
+            root = Some(of_source);
+            if root_of(host, &path, Vec::new(), bytes)? == of_source {
+                let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
+                found.push(BaseFacts { role: file.role.clone(), path, stamp, root: of_source });
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What stands on something itself names that by a path, which leads elsewhere on another host.
+fn may_be_shared(file: &SourceFile, image: &ImageFacts) -> bool {
+    matches!(file.role, ImageRoleV1::Layer { .. }) && file.below == Below::Nothing && image.stat.kind == FileKind::File
+}
+
+/// Paths on the destination, each once.
+fn candidates(
+    request: &Request,
+    destination: &DestinationSurvey,
+    file: &SourceFile,
+    image: &ImageFacts,
+) -> BTreeSet<String> {
+    let name = image.path.rsplit_once('/').map_or(image.path.as_str(), |(_, name)| name);
+    let directories = placement::candidate_directories(request, &destination.pools, file);
+    let beside = directories.iter().filter_map(|directory| destination.directories.get(directory));
+    let mut paths: BTreeSet<_> = beside.map(|directory| placement::join(&directory.path, name)).collect();
+    paths.extend([image.path.clone(), file.path.clone()]);
+    paths
+}
+
+/// The real path and the stat of what may be the same image, by all that can be seen without reading it whole: nobody writes to
+/// it, no transaction stages it, and no other host may have it too.
+fn alike(
+    host: &dyn Host,
+    request: &Request,
+    destination: &DestinationSurvey,
+    image: &ImageFacts,
+    path: &str,
+) -> Result<Option<(String, FileStat)>, Fault> {
+    let Some(path) = host.resolve(path)? else { return Ok(None) };
+    let Some(stat) = host.stat(&path)? else { return Ok(None) };
+    if stat.kind != FileKind::File || stat.size != image.stat.size || stat.links != 1 {
+        return Ok(None);
+    }
+    let filesystem = host.filesystem(&path)?;
+    if filesystem.network || filesystem.kind.starts_with("0x") {
+        return Ok(None);
+    }
+    let of_old = destination.old.iter().flat_map(|old| &old.files).find(|file| file.path == path);
+    let is_deleted = of_old.is_some_and(|file| why_left(request, file).is_none());
+    if is_deleted || is_a_disk(host, destination, &path)? {
+        return Ok(None);
+    }
+    let head = host.read(&path, HEADER_READ_BYTES as u64)?;
+    Ok((head.as_ref() == Some(&image.head)).then_some((path, stat)))
+}
+
+/// Does a VM have it as a disk, rather than below one?
+fn is_a_disk(host: &dyn Host, destination: &DestinationSurvey, path: &str) -> Result<bool, Fault> {
+    for named in destination.neighbours.iter().flat_map(|neighbour| &neighbour.paths) {
+        if host.resolve(named)?.as_deref() == Some(path) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
