@@ -1,8 +1,9 @@
 //! The real program dies by SIGKILL at a journal boundary of a replacement, and is then resumed or rolled back: the old VM is as
 //! before, running again if it ran, or the clone is in its place.
 //!
-//! `make test` visits each phase at boundaries that a seed picks. `KVM_CLONE_BOUNDARIES=all` visits every one, both ways, and so
-//! does `make soak`, in an order that its seed picks, as far as its time or `KVM_CLONE_REPLACE_CELLS` reaches.
+//! `make test` visits each phase at boundaries that a seed picks. `KVM_CLONE_BOUNDARIES=all` visits every one, both ways, or, as
+//! `2/5`, the second of five pieces of that; and so does `make soak`, in an order that its seed picks, as far as its time or
+//! `KVM_CLONE_REPLACE_CELLS` reaches.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,8 +46,8 @@ impl Kind {
 enum Wanted {
     /// Each phase.
     Sample,
-    /// Every boundary, both ways.
-    All,
+    /// Every boundary, both ways: this one of so many pieces, counted from 1.
+    Piece(usize, usize),
     /// All, in this seed's order, until so much time has passed.
     Within(Duration, u64),
     /// So many of them, likewise.
@@ -58,8 +59,12 @@ impl Wanted {
         let variable = |name: &str| std::env::var(name).ok();
         let number = |name: &str| variable(name).and_then(|text| text.parse::<u64>().ok());
         let seed = number("KVM_CLONE_SEED").unwrap_or(SEED);
+        if let Some(wanted) = variable("KVM_CLONE_BOUNDARIES") {
+            let wanted = if wanted == "all" { "1/1" } else { &wanted };
+            let (piece, of) = wanted.split_once('/').expect("KVM_CLONE_BOUNDARIES is `all`, or a piece such as 2/5");
+            return Self::Piece(piece.parse().unwrap(), of.parse().unwrap());
+        }
         match (number("KVM_CLONE_SOAK_SECONDS"), number("KVM_CLONE_REPLACE_CELLS")) {
-            _ if variable("KVM_CLONE_BOUNDARIES").is_some_and(|wanted| wanted == "all") => Self::All,
             (Some(seconds), _) => Self::Within(Duration::from_secs(seconds), seed),
             (None, Some(count)) => Self::Count(usize::try_from(count).unwrap(), seed),
             (None, None) => Self::Sample,
@@ -160,8 +165,13 @@ fn cells(journals: &BTreeMap<Kind, Vec<RecordV1>>, wanted: Wanted) -> Vec<Cell> 
             cells.swap(last, usize::try_from(draw(&mut state)).unwrap() % (last + 1));
         }
     }
-    if let Wanted::Count(count, _) = wanted {
-        cells.truncate(count);
+    match wanted {
+        Wanted::Count(count, _) => cells.truncate(count),
+        Wanted::Piece(piece, of) => {
+            cells =
+                cells.into_iter().enumerate().filter(|(at, _)| at % of + 1 == piece).map(|(_, cell)| cell).collect();
+        }
+        Wanted::Sample | Wanted::Within(..) => {}
     }
     cells
 }
