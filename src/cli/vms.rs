@@ -3,13 +3,15 @@
 use std::fmt::Write;
 
 use clap::Args;
+use journal_format::ImageFormat;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::exit::ExitStatus;
 use super::session::Session;
-use crate::domain::{Definition, DiskSource};
+use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
+use crate::domain::{Definition, Disk, DiskSource};
 use crate::host::{Access, Address, Connector, Role};
 use crate::report::quantity::{bytes, printable};
 use crate::report::table::lay_out;
@@ -42,7 +44,13 @@ struct VmView {
 #[derive(Debug, Serialize)]
 struct DiskView {
     target: String,
-    path: String,
+    /// By the definition, or by the pool that has it as a volume.
+    path: Option<String>,
+    /// `raw`, `qcow2` or whatever the definition says.
+    format: Option<String>,
+    /// Bytes that its guest sees.
+    guest_bytes: Option<u64>,
+    /// Bytes of the image.
     size_bytes: Option<u64>,
     allocated_bytes: Option<u64>,
 }
@@ -93,17 +101,7 @@ fn view(host: &dyn Host, facts: &DomainFacts) -> Result<VmView, Fault> {
     // A definition that cannot be read is `run`'s to complain about.
     if let Ok(definition) = Definition::parse(&facts.definition) {
         for disk in definition.images() {
-            let (DiskSource::File(path) | DiskSource::Device(path)) = &disk.source else { continue };
-            let stat = match host.stat(path) {
-                Err(fault) if fault.kind == FaultKind::Denied => None,
-                stat => stat?,
-            };
-            disks.push(DiskView {
-                target: disk.target.clone(),
-                path: path.clone(),
-                size_bytes: stat.map(|stat| stat.size),
-                allocated_bytes: stat.map(|stat| stat.allocated),
-            });
+            disks.push(disk_view(host, disk)?);
         }
     }
     Ok(VmView {
@@ -117,6 +115,42 @@ fn view(host: &dyn Host, facts: &DomainFacts) -> Result<VmView, Fault> {
         autostart: facts.autostart,
         disks,
     })
+}
+
+fn disk_view(host: &dyn Host, disk: &Disk) -> Result<DiskView, Fault> {
+    let path = match &disk.source {
+        DiskSource::File(path) | DiskSource::Device(path) => Some(path.clone()),
+        DiskSource::Volume { pool, volume } => seen(host.volume_path(pool, volume))?.flatten(),
+        DiskSource::Empty | DiskSource::Elsewhere { .. } => None,
+    };
+    let real = path.as_deref().map_or(Ok(None), |path| Ok(seen(host.resolve(path))?.flatten()))?;
+    let stat = real.as_deref().map_or(Ok(None), |real| Ok(seen(host.stat(real))?.flatten()))?;
+    let head = match &real {
+        Some(real) if disk.image_format() == Some(ImageFormat::Qcow2) => {
+            seen(host.read(real, HEADER_READ_BYTES as u64))?.flatten()
+        }
+        _ => None,
+    };
+    let is_raw = disk.image_format() == Some(ImageFormat::Raw);
+    Ok(DiskView {
+        target: disk.target.clone(),
+        path,
+        format: disk.format.clone(),
+        guest_bytes: match head.and_then(|head| Header::read(&head).ok()) {
+            Some(header) => Some(header.virtual_size_bytes),
+            None => stat.filter(|_| is_raw).map(|stat| stat.size),
+        },
+        size_bytes: stat.map(|stat| stat.size),
+        allocated_bytes: stat.map(|stat| stat.allocated),
+    })
+}
+
+/// What this user may see of one thing; a host that does not answer is an error all the same.
+fn seen<T>(answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match answer {
+        Err(fault) if matches!(fault.kind, FaultKind::Denied | FaultKind::Refused | FaultKind::NotFound) => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
 /// `empty`: hosts that answered and have no VM.
@@ -134,7 +168,7 @@ fn vms_table(views: &[VmView]) -> String {
     }
     let size = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), bytes);
     let disk = |disk: &DiskView| {
-        format!("{} {} ({} allocated)", disk.target, size(disk.size_bytes), size(disk.allocated_bytes))
+        format!("{} {} ({} allocated)", disk.target, size(disk.guest_bytes), size(disk.allocated_bytes))
     };
     let rows: Vec<[String; 5]> = views
         .iter()

@@ -139,6 +139,9 @@ fn a_chain_arrives_whole_and_stands_on_its_own_layers() {
     define_chain(lab.a(), "chain");
     let before = lab.a().outside();
     let controller = lab.controller();
+    let listed = controller.run(["vms", "a", "--json"]).expect(0).json();
+    let disk = &listed[0]["disks"][0];
+    assert_eq!((disk["guest_bytes"].as_u64(), &disk["format"]), (Some(2 * MIB), &"qcow2".into()), "{listed}");
     controller.run(["run", "a", "b", "chain"]).expect(0);
     before.assert_same(&lab.a().outside(), "the source after the clone");
 
