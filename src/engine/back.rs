@@ -97,12 +97,12 @@ pub(super) fn must_be_untouched(context: &Context) -> Result<(), Failure> {
     }
     for (index, planned) in (0u32..).zip(&context.plan.steps) {
         let step = steps::step(*planned);
-        // Two leave nothing, and what is left of the record itself is a removal that was broken off. What was on a device before
+        // Three leave nothing, and what is left of the record itself is a removal that was broken off. What was on a device before
         // does not come back.
         let on_device = matches!(planned, StepV1::TransferImage { image } if context.device(*image).is_ok());
-        if on_device
-            || matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyImage { .. } | StepV1::ReserveRecord)
-        {
+        let leaves_nothing =
+            matches!(planned, StepV1::DetectSharedStorage | StepV1::VerifyImage { .. } | StepV1::HoldBase { .. });
+        if on_device || leaves_nothing || *planned == StepV1::ReserveRecord {
             continue;
         }
         let probe = step.probe(context)?;
