@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use crate::lab::{Host, Lab};
-use crate::{IMAGES, define_chain, guest_sees};
+use crate::lab::{Disk, Host, Lab, Vm};
+use crate::{IMAGES, MIB, define_chain, guest_sees};
 
 /// Brings the chain's lowest image to the other host, by hand.
 fn bring(lab: &Lab, base: &str) {
@@ -25,6 +25,11 @@ fn a_clone_stands_on_the_base_that_is_there_and_never_touches_it() {
     define_chain(lab.a(), "chain");
     let base = format!("{IMAGES}/chain-base.img");
     bring(&lab, &base);
+    // A guest runs on it there.
+    let overlay = format!("{IMAGES}/other.qcow2");
+    lab.b().run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", &base, &overlay]);
+    lab.b().define_xml(&Vm::new("other").disk(Disk::qcow2(MIB).at(&overlay)).definition());
+    lab.b().virsh(["start", "other"]);
     let (source, was) = (lab.a().outside(), stamp(lab.b(), &base));
     let controller = lab.controller();
     let planned = controller.run(["plan", "a", "b", "chain", "--json"]).expect(0).json();
@@ -52,6 +57,8 @@ fn a_clone_stands_on_the_base_that_is_there_and_never_touches_it() {
     left.retain(|name| name.starts_with("chain"));
     assert_eq!(left.len(), 3, "the base, a top and a middle: {left:?}");
 
+    assert_eq!(lab.b().state("other").as_deref(), Some("running"));
+    lab.b().virsh(["destroy", "other"]);
     // With other bytes it is another image: what stood on it is told so, and nothing new stands on it.
     lab.b().run(["dd", "if=/dev/urandom", &format!("of={base}"), "bs=4096", "seek=300", "count=1", "conv=notrunc"]);
     let all: Vec<_> = controller.list().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
