@@ -72,7 +72,8 @@ pub struct RunArgs {
     /// The state of an emulated TPM: `copy`, or `fresh` for a new one
     #[arg(long, value_name = "STATE", default_value = "copy")]
     tpm: String,
-    /// The images that a disk stands on: `keep` them as they are, or `flatten`: the disk arrives as one raw image
+    /// The images that a disk stands on: `keep` copies them all, `share` does not copy the lowest where the destination has it, byte
+    /// for byte, and stands on that, `flatten` makes one raw image of them
     #[arg(long, value_name = "HOW", default_value = "keep")]
     chain: String,
     /// Copy the media in drives too, and disks that are only read or shared; otherwise the destination's are used, and drives

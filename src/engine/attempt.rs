@@ -272,7 +272,8 @@ fn hold(world: &dyn World, host: &dyn Host, path: &str, controller: &ControllerI
 pub(super) fn open_source(context: &mut Context) -> Result<(), Failure> {
     let source = connect(context.world, Side::Source, &context.plan.request.source.machine_id)?;
     context.source = Some(source.clone());
-    for path in context.plan.images.iter().flat_map(steps::paths_read) {
+    let bases = context.plan.bases.iter().map(|base| base.source_path.as_str());
+    for path in context.plan.images.iter().flat_map(steps::paths_read).chain(bases) {
         match source.lock_image(path) {
             Err(fault) if fault.kind == FaultKind::NotFound => {
                 return Err(steps::source_not_there(source.as_ref(), path));

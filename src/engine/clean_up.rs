@@ -67,6 +67,9 @@ fn keep_still(context: &Context, record: bool) {
         for image in context.plan.images.iter().filter(|image| image.device().is_none()) {
             drop(context.destination.lock_image(&image.final_path));
         }
+        for base in &context.plan.bases {
+            drop(context.destination.lock_image(&base.path));
+        }
     }
 }
 

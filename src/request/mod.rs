@@ -339,7 +339,7 @@ pub enum RequestError {
         name: String,
     },
     /// Not a way to deal with a chain.
-    #[error("--chain {text:?}: expected keep or flatten")]
+    #[error("--chain {text:?}: expected keep, share or flatten")]
     Chain {
         /// As given.
         text: String,

@@ -117,7 +117,7 @@ pub(super) fn must_lead_to_devices(context: &Context) -> Result<(), Failure> {
                     host.name(),
                     device.identity
                 ),
-                "let it lead there again, or name that device in the clone's definition; then resume",
+                "let that name lead there again, then resume",
             ));
         }
     }

@@ -7,6 +7,7 @@ use super::host_record::parent_of;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
 use crate::history::Last;
+use crate::transfer::root_of;
 use crate::world::{FaultKind, FileKind, FileStat};
 
 pub(super) struct HoldBase {
@@ -36,7 +37,9 @@ impl Step for HoldBase {
         self.hold(context)?;
         match host.stat(&base.path)? {
             None => Err(not_there(context, base)),
-            Some(stat) if is_unchanged(base, &stat) => Ok(Applied::Done(OutcomeV1::Nothing)),
+            Some(stat) if is_unchanged(base, &stat) && self.has_its_bytes(context)? => {
+                Ok(Applied::Done(OutcomeV1::Nothing))
+            }
             Some(_) => Err(in_the_way(
                 context,
                 base,
@@ -66,8 +69,20 @@ impl Step for HoldBase {
     }
 }
 
+impl HoldBase {
+    /// It was read before anybody synced it: a power cut since may have kept its size and time, and not its bytes.
+    fn has_its_bytes(&self, context: &Context) -> Result<bool, Failure> {
+        let (host, base) = (&context.destination, context.base(self.base)?);
+        if context.recorder.history().attempts <= 1 {
+            return Ok(true);
+        }
+        host.sync(&base.path)?;
+        Ok(root_of(host.as_ref(), &base.path, Vec::new(), base.stamp.size)? == base.root)
+    }
+}
+
 /// The file that was read when the clone was planned, under one name alone: a staged image has two.
-fn is_unchanged(base: &BaseV1, stat: &FileStat) -> bool {
+pub(super) fn is_unchanged(base: &BaseV1, stat: &FileStat) -> bool {
     stat.kind == FileKind::File
         && stat.links == 1
         && (stat.inode, stat.size, stat.mtime_ns) == (base.stamp.inode, base.stamp.size, base.stamp.mtime_ns)
@@ -75,10 +90,10 @@ fn is_unchanged(base: &BaseV1, stat: &FileStat) -> bool {
 
 fn in_the_way(context: &Context, base: &BaseV1, what: &str) -> Failure {
     let what = format!("{} on {}, which the clone was to stand on, {what}", base.path, context.destination.name());
-    Failure::turn_back(what, "clone again: it is then compared anew, and copied where it is not the same")
+    Failure::turn_back(what, "clone again, with --chain keep if it is to be copied")
 }
 
-fn not_there(context: &Context, base: &BaseV1) -> Failure {
+pub(super) fn not_there(context: &Context, base: &BaseV1) -> Failure {
     Failure::suspend(
         format!("{} on {}, which the clone is to stand on, is not there", base.path, context.destination.name()),
         "mount its filesystem or bring it back, then resume; if it is gone for good, roll back",

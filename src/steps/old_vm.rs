@@ -7,6 +7,8 @@ use journal_format::{DomainUuid, FileStampV1, OldVmRecordV1, PlanV1, ReplacedV1,
 
 use super::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, unusable};
 use super::finish_domain::our_clone;
+use super::hold_base::{is_unchanged, not_there};
+use super::host_record::parent_of;
 use super::set_autostart::LIBVIRT_AUTOSTART;
 use super::{Context, must_be_in_place};
 use crate::domain::{Definition, Rewrite, rewrite};
@@ -289,7 +291,20 @@ pub(super) fn missing_of_clone(context: &Context) -> Result<Option<String>, Fail
     if our_clone(context)?.is_none() {
         return Ok(Some("the clone".to_owned()));
     }
-    missing_image(context)
+    if let Some(missing) = missing_image(context)? {
+        return Ok(Some(missing));
+    }
+    for base in &context.plan.bases {
+        match context.destination.stat(&base.path)? {
+            Some(stat) if is_unchanged(base, &stat) => {}
+            // Of other directories nobody knows whether their filesystem is mounted.
+            None if !context.plan.directories.iter().any(|known| known.path == parent_of(&base.path)) => {
+                return Err(not_there(context, base));
+            }
+            _ => return Ok(Some(format!("{} as it was", base.path))),
+        }
+    }
+    Ok(None)
 }
 
 /// An image of the clone that is not there any more.

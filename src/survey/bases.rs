@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 
 use journal_format::{ChunkValue, FileStampV1, ImageRoleV1};
 
-use super::firmware::root_of;
 use super::{Below, DestinationSurvey, ImageFacts, SourceFile, SourceSurvey};
 use crate::domain::qcow2::HEADER_READ_BYTES;
+use crate::domain::{Definition, DiskSource, SnapshotDefinition};
 use crate::plan::placement;
 use crate::plan::replaced::why_left;
-use crate::request::Request;
-use crate::world::{Fault, FileKind, FileStat, Host};
+use crate::request::{Chain, Occupied, Request};
+use crate::transfer::root_of;
+use crate::world::{DomainFacts, Fault, FaultKind, FileKind, FileStat, Host};
 
 /// Such an image on the destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,20 +35,26 @@ pub(super) fn bases(
     request: &Request,
     destination: &DestinationSurvey,
 ) -> Result<Vec<BaseFacts>, Fault> {
+    let nothing_to_do = request.occupied == Occupied::ReplaceIfChanged
+        && destination.old.as_ref().is_some_and(|old| old.changed.is_none());
     // On one machine it could only be the source's own, which no clone is to depend on.
-    if source.host.machine_id == destination.host.machine_id {
+    if request.chain != Chain::Share || nothing_to_do || source.host.machine_id == destination.host.machine_id {
         return Ok(Vec::new());
     }
-    let mut found = Vec::new();
+    let mut found: Vec<BaseFacts> = Vec::new();
     for file in &source.files {
         let Some(image) = file.image().filter(|image| may_be_shared(file, image)) else { continue };
         let mut root = None;
         for path in candidates(request, destination, file, image) {
             let Some((path, stat)) = alike(host, request, destination, image, &path)? else { continue };
+            // One image is below one disk's chain only: under two names nobody would know it again.
+            if found.iter().any(|base| base.path == path) || source_host.filesystem(&image.path)?.network {
+                continue;
+            }
             let bytes = image.stat.size;
             let of_source = root.map_or_else(|| root_of(source_host, &image.path, Vec::new(), bytes), Ok)?;
             root = Some(of_source);
-            if root_of(host, &path, Vec::new(), bytes)? == of_source {
+            if readable(root_of(host, &path, Vec::new(), bytes))? == Some(of_source) {
                 let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
                 found.push(BaseFacts { role: file.role.clone(), path, stamp, root: of_source });
                 break;
@@ -55,6 +62,26 @@ pub(super) fn bases(
         }
     }
     Ok(found)
+}
+
+/// What cannot be told of a file that need not be used is only a reason not to use it.
+fn readable<T>(answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match answer {
+        Err(fault)
+            if matches!(
+                fault.kind,
+                FaultKind::NotFound
+                    | FaultKind::Denied
+                    | FaultKind::Io
+                    | FaultKind::Unsupported
+                    | FaultKind::Changed
+                    | FaultKind::Refused
+            ) =>
+        {
+            Ok(None)
+        }
+        answer => answer.map(Some),
+    }
 }
 
 /// What stands on something itself names that by a path, which leads elsewhere on another host.
@@ -86,9 +113,13 @@ fn alike(
     image: &ImageFacts,
     path: &str,
 ) -> Result<Option<(String, FileStat)>, Fault> {
-    let Some(path) = host.resolve(path)? else { return Ok(None) };
+    let Some(path) = readable(host.resolve(path))?.flatten() else { return Ok(None) };
     let Some(stat) = host.stat(&path)? else { return Ok(None) };
     if stat.kind != FileKind::File || stat.size != image.stat.size || stat.links != 1 {
+        return Ok(None);
+    }
+    // The source's own, which its host sees by another way than a network filesystem.
+    if (stat.inode, stat.mtime_ns) == (image.stat.inode, image.stat.mtime_ns) {
         return Ok(None);
     }
     let filesystem = host.filesystem(&path)?;
@@ -100,16 +131,48 @@ fn alike(
     if is_deleted || is_a_disk(host, destination, &path)? {
         return Ok(None);
     }
-    let head = host.read(&path, HEADER_READ_BYTES as u64)?;
+    let head = readable(host.read(&path, HEADER_READ_BYTES as u64))?.flatten();
     Ok((head.as_ref() == Some(&image.head)).then_some((path, stat)))
 }
 
-/// Does a VM have it as a disk, rather than below one?
+/// Does a VM have it as a disk, rather than below one: as it is defined, as it runs, or as it was when a snapshot was made? What
+/// cannot be told may be so.
 fn is_a_disk(host: &dyn Host, destination: &DestinationSurvey, path: &str) -> Result<bool, Fault> {
-    for named in destination.neighbours.iter().flat_map(|neighbour| &neighbour.paths) {
-        if host.resolve(named)?.as_deref() == Some(path) {
-            return Ok(true);
+    for brief in host.domains()? {
+        let Some(facts) = host.domain(brief.uuid)? else { continue };
+        let Some(definitions) = definitions_of(host, &facts)? else { return Ok(true) };
+        for disk in definitions.iter().flat_map(|definition| &definition.disks) {
+            let named = match &disk.source {
+                DiskSource::File(named) | DiskSource::Device(named) => named.clone(),
+                DiskSource::Volume { pool, volume } => {
+                    let known = destination.pools.iter().find(|known| known.facts.name == *pool);
+                    match known.and_then(|known| known.facts.path.as_ref()) {
+                        Some(directory) => placement::join(directory, volume),
+                        None => continue,
+                    }
+                }
+                DiskSource::Empty | DiskSource::Elsewhere { .. } => continue,
+            };
+            if readable(host.resolve(&named))?.is_none_or(|real| real.as_deref() == Some(path)) {
+                return Ok(true);
+            }
         }
     }
     Ok(false)
+}
+
+/// Every definition that there is of a VM; `None`: one cannot be read.
+fn definitions_of(host: &dyn Host, facts: &DomainFacts) -> Result<Option<Vec<Definition>>, Fault> {
+    let mut definitions = Vec::new();
+    for text in std::iter::once(facts.definition.clone()).chain(host.live_definition(facts.brief.uuid)?) {
+        let Ok(definition) = Definition::parse(&text) else { return Ok(None) };
+        definitions.push(definition);
+    }
+    if facts.snapshots > 0 {
+        for snapshot in host.snapshots(facts.brief.uuid)? {
+            let Ok(document) = SnapshotDefinition::parse(&snapshot.definition) else { return Ok(None) };
+            definitions.extend(document.definitions().cloned());
+        }
+    }
+    Ok(Some(definitions))
 }

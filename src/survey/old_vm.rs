@@ -7,7 +7,6 @@ use journal_format::{FileStampV1, ImageRoleV1, SourceKindV1};
 
 use super::accounts::Accounts;
 use super::destination::directory;
-use super::firmware::root_of;
 use super::source::{Place, disk_images, place_of};
 use super::{DirectoryFacts, SourceFile, SourceSurvey};
 use crate::domain::metadata::{CloneMark, DiskMark, MarkState, definition_value};
@@ -15,6 +14,7 @@ use crate::domain::{Definition, DiskSource, DomainError, ImageMark, places};
 use crate::reach::{Leaving, Reached};
 use crate::request::{Occupied, Request};
 use crate::steps::host_record::parent_of;
+use crate::transfer::root_of;
 use crate::world::{DomainFacts, DomainState, Fault, FileKind, Host};
 
 /// The old VM.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::DropKindV1;
 
-use super::SnapshotSurvey;
+use super::{SnapshotSurvey, words_of_refusal};
 use crate::domain::{Definition, SnapshotDefinition};
 use crate::world::{DomainFacts, Fault, Host, SnapshotFacts};
 
@@ -29,7 +29,7 @@ pub(super) fn snapshots(
 fn layers(host: &dyn Host, document: &SnapshotDefinition) -> Result<BTreeMap<String, Option<String>>, Fault> {
     let chains = document.definitions().flat_map(Definition::images).filter_map(|disk| disk.chain.as_ref());
     let paths: BTreeSet<_> = chains.flatten().map(|layer| layer.path.clone()).collect();
-    paths.into_iter().map(|path| Ok((path.clone(), host.resolve(&path)?))).collect()
+    paths.into_iter().map(|path| Ok((path.clone(), words_of_refusal(host.resolve(&path))?.ok().flatten()))).collect()
 }
 
 fn parents_first(mut left: Vec<SnapshotSurvey>) -> Vec<SnapshotSurvey> {

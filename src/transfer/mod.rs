@@ -7,12 +7,27 @@ pub mod manifest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use journal_format::{ChunkRecordV1, ChunkState, StepRef};
+use journal_format::{ChunkRecordV1, ChunkState, ChunkValue, StepRef};
 
 use crate::journal::JournalError;
 use crate::journal::recorder::Recorder;
 use crate::observer::Progress;
-use crate::world::{ChunkGeometry, ChunkSink, SinkClosed};
+use crate::world::{ChunkGeometry, ChunkSink, Fault, HashJob, Host, Layer, SinkClosed};
+
+/// Bytes that are hashed at a time where nobody asked for a size.
+const ROOT_CHUNK_BYTES: u32 = 1 << 20;
+
+/// Plain BLAKE3 of a file of that many bytes.
+pub fn root_of(host: &dyn Host, path: &str, below: Vec<Layer>, bytes: u64) -> Result<ChunkValue, Fault> {
+    let geometry = ChunkGeometry { image_bytes: bytes, chunk_bytes: ROOT_CHUNK_BYTES };
+    let wanted = std::iter::once(0..geometry.chunk_count()).filter(|all| !all.is_empty()).collect();
+    let (path, patches) = (path.to_owned(), Vec::new());
+    let job = HashJob { path, inode: None, geometry, wanted, patches, below, reread: false };
+    // 32 bytes for each MiB.
+    let mut values = BTreeMap::new();
+    host.hash_chunks(&job, &mut GatherSink(&mut values))?;
+    Ok(manifest::root(geometry, &values))
+}
 
 /// Chunks that the ledger does not have, as ascending ranges.
 pub fn missing(geometry: ChunkGeometry, ledger: &BTreeMap<u64, ChunkState>) -> Vec<Range<u64>> {

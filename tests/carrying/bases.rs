@@ -32,13 +32,13 @@ fn a_clone_stands_on_the_base_that_is_there_and_never_touches_it() {
     lab.b().virsh(["start", "other"]);
     let (source, was) = (lab.a().outside(), stamp(lab.b(), &base));
     let controller = lab.controller();
-    let planned = controller.run(["plan", "a", "b", "chain", "--json"]).expect(0).json();
+    let planned = controller.run(["plan", "a", "b", "chain", "--chain", "share", "--json"]).expect(0).json();
     let told = &planned["plan"]["bases"][0];
     assert_eq!((&told["target"], &told["path"]), (&"vda/2".into(), &base.clone().into()), "{planned}");
     assert_eq!(told["root"], was.4.clone());
-    controller.run(["plan", "a", "b", "chain"]).expect(0).says(&["use vda/2 as it is", &base]);
+    controller.run(["plan", "a", "b", "chain", "--chain", "share"]).expect(0).says(&["use vda/2 as it is", &base]);
 
-    controller.run(["run", "a", "b", "chain"]).expect(0);
+    controller.run(["run", "a", "b", "chain", "--chain", "share"]).expect(0);
     let first = controller.only_txn();
     source.assert_same(&lab.a().outside(), "the source after the clone");
     let top = format!("{IMAGES}/chain_clone-vda.qcow2");
@@ -47,10 +47,10 @@ fn a_clone_stands_on_the_base_that_is_there_and_never_touches_it() {
     assert_eq!(guest_sees(lab.b(), &top), guest_sees(lab.a(), &format!("{IMAGES}/chain-top.qcow2")));
     assert_eq!(stamp(lab.b(), &base), was);
     controller.run(["verify", &first]).expect(0).says(&["vda/2", "every byte is as it was copied"]);
-    controller.run(["run", "a", "b", "chain", "--idempotent"]).expect(0).says(&["nothing to do"]);
+    controller.run(["run", "a", "b", "chain", "--idempotent", "--chain", "share"]).expect(0).says(&["nothing to do"]);
 
     // Replaced, by a clone that stands on it again: what came with the old one goes, and that did not.
-    controller.run(["run", "a", "b", "chain", "--force"]).expect(0);
+    controller.run(["run", "a", "b", "chain", "--force", "--chain", "share"]).expect(0);
     assert_eq!(stamp(lab.b(), &base), was);
     let left = std::fs::read_dir(lab.b().path(IMAGES)).unwrap().map(|entry| entry.unwrap().file_name());
     let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
@@ -64,7 +64,7 @@ fn a_clone_stands_on_the_base_that_is_there_and_never_touches_it() {
     let all: Vec<_> = controller.list().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
     let second = all.iter().find(|txn| **txn != first).unwrap();
     controller.run(["verify", second]).expect(5).says(&["vda/2", "it differs; nothing says where"]);
-    controller.run(["run", "a", "b", "chain", "--new-name", "second"]).expect(0);
+    controller.run(["run", "a", "b", "chain", "--new-name", "second", "--chain", "share"]).expect(0);
     let info = chain_of(lab.b(), &format!("{IMAGES}/second-vda.qcow2"));
     assert!(info.contains("second-vda-base2.img") && !info.contains("chain-base.img"), "{info}");
 }

@@ -10,6 +10,7 @@ use kvm_clone::world::Side;
 use crate::crashes::{every_crash_of, operations_of_a_clean_clone};
 use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
+use crate::old_vm::OldVm;
 use crate::oracle::{Cause, Changed, Oracle};
 use crate::scene::{Scene, Shape};
 use crate::world::{Core, SimWorld};
@@ -111,4 +112,28 @@ fn a_base_that_is_touched_under_an_attempt_is_noticed_before_the_commit() {
                 .unwrap_or_else(|broken| panic!("{}", history.report(&broken, &told)));
         }
     }
+}
+
+/// A clone that stands on it no more must not cost the old VM.
+#[test]
+fn a_base_that_somebody_changed_after_the_commit_keeps_the_old_vm() {
+    let shape = Shape { old: Some(OldVm::running()), ..shape() };
+    let (mut kept, seed) = (0, seed());
+    for operation in 0..operations_of_a_clean_clone(shape, seed) {
+        let mut history = History::new(shape, seed);
+        let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
+        assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
+        let old = history.scene.plan.replaced.as_ref().unwrap().uuid;
+        let is_there = |history: &History| {
+            history.scene.world.with(|core| core.machine(Side::Destination).libvirt.domains.contains_key(&old))
+        };
+        if !history.scene.world.with(|core| history.oracle.borrow().is_marked(core)) || !is_there(&history) {
+            continue;
+        }
+        history.scene.world.with(|core| act(core, &mut history.oracle.borrow_mut(), Act::Write));
+        history.settle(AttemptPurpose::Resume);
+        assert!(is_there(&history), "operation {operation}");
+        kept += 1;
+    }
+    assert!(kept > 0, "there is a moment between the commit and the end of the old VM");
 }

@@ -172,6 +172,10 @@ fn world_with_base(path: &str, bytes: &[u8]) -> SimWorld {
     world
 }
 
+fn share() -> Request {
+    Request { chain: Chain::Share, ..request() }
+}
+
 /// How the clone names what it stands on, and what that is; and how many files are copied.
 fn stands_on(world: &SimWorld, request: &Request) -> (String, Vec<String>, usize) {
     let plan = planned(world, request);
@@ -182,19 +186,19 @@ fn stands_on(world: &SimWorld, request: &Request) -> (String, Vec<String>, usize
 #[test]
 fn a_base_that_the_destination_has_is_stood_on_where_it_is() {
     let beside = format!("{IMAGES}/web-base");
-    let before = |world: &SimWorld| (everything(world), planned(world, &request()), everything(world));
+    let before = |world: &SimWorld| (everything(world), planned(world, &share()), everything(world));
     let world = world_with_base(&beside, &BASE_BYTES);
     let (was, plan, is) = before(&world);
     assert_eq!(was, is, "nothing was touched");
     assert_eq!(plan.bases[0].root.0, *blake3::hash(&BASE_BYTES).as_bytes());
     assert!(plan.steps.contains(&StepV1::HoldBase { base: 0 }), "{:?}", plan.steps);
-    assert_eq!(stands_on(&world, &request()), ("web-base".to_owned(), vec![beside.clone()], 1));
-    let elsewhere = Request { target: Target::Directory(SECOND.to_owned()), ..request() };
+    assert_eq!(stands_on(&world, &share()), ("web-base".to_owned(), vec![beside.clone()], 1));
+    let elsewhere = Request { target: Target::Directory(SECOND.to_owned()), ..share() };
     assert_eq!(stands_on(&world, &elsewhere), (beside.clone(), vec![beside], 1), "named in full from there");
     let there = format!("{SECOND}/web-base");
     let world = world_with_base(&there, &BASE_BYTES);
     assert_eq!(stands_on(&world, &elsewhere), ("web-base".to_owned(), vec![there], 1));
-    let copied = |world: &SimWorld| stands_on(world, &request()).2 == 2;
+    let copied = |world: &SimWorld| stands_on(world, &share()).2 == 2;
     assert!(copied(&world), "nobody asked for anything there");
 }
 
@@ -207,9 +211,15 @@ fn a_base_is_copied_where_another_has_only_its_name() {
     let mut others = BASE_BYTES;
     others[299_999] = 6;
     for bytes in [&others[..], &BASE_BYTES[1..], &[]] {
-        assert_eq!(stands_on(&world_with_base(&beside, bytes), &request()).2, 2);
+        assert_eq!(stands_on(&world_with_base(&beside, bytes), &share()).2, 2);
     }
-    let circumstances: [(&str, Circumstance); 3] = [
+    let circumstances: [(&str, Circumstance); 4] = [
+        ("a disk of another VM by an unusual name", |core, path| {
+            let machine = core.machine_mut(Side::Destination);
+            machine.files.make_symlink("/srv/alias", path).unwrap();
+            let other = scene::definition("other", DomainUuid([0x22; 16]), &[("vda", "raw", "/srv/alias")]);
+            machine.libvirt.define(&mut machine.files, &other).unwrap();
+        }),
         ("another name too", |core, path| {
             core.machine_mut(Side::Destination).files.link(path, &format!("{path}-staged")).unwrap();
         }),
@@ -226,11 +236,12 @@ fn a_base_is_copied_where_another_has_only_its_name() {
     for (why, circumstance) in circumstances {
         let world = world_with_base(&beside, &BASE_BYTES);
         world.with(|core| circumstance(core, &beside));
-        assert_eq!(stands_on(&world, &request()).2, 2, "{why}");
+        assert_eq!(stands_on(&world, &share()).2, 2, "{why}");
     }
-    let flatten = Request { chain: Chain::Flatten, ..request() };
-    let plan = planned(&world_with_base(&beside, &BASE_BYTES), &flatten);
-    assert_eq!((plan.images.len(), plan.bases.len()), (1, 0));
+    for (chain, images) in [(Chain::Keep, 2), (Chain::Flatten, 1)] {
+        let plan = planned(&world_with_base(&beside, &BASE_BYTES), &Request { chain, ..request() });
+        assert_eq!((plan.images.len(), plan.bases.len()), (images, 0), "nobody asked for it");
+    }
 }
 
 #[test]
