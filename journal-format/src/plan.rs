@@ -56,8 +56,6 @@ pub struct PlanV1 {
 pub struct BaseV1 {
     /// What of the VM it is: a layer.
     pub role: ImageRoleV1,
-    /// Format of both, from the definition or the image above, never probed.
-    pub format: ImageFormat,
     /// The path by which the source VM reaches its own, absolute. At each attempt it still has to lead to `source_path`.
     pub reached_by: String,
     /// The source's: its real path, behind all symlinks.

@@ -12,7 +12,6 @@ pub(super) fn apart(survey: &Survey, images: Vec<ImageV1>) -> (Vec<ImageV1>, Vec
             None => copied.push(image),
             Some(base) => bases.push(BaseV1 {
                 role: image.role,
-                format: image.format,
                 reached_by: image.reached_by,
                 source_path: image.source_path,
                 source_stamp: image.source_stamp,

@@ -237,10 +237,9 @@ fn snapshot() -> impl Strategy<Value = SnapshotV1> {
 
 fn base() -> impl Strategy<Value = BaseV1> {
     let paths = (text(), text(), text());
-    (role(), format(), paths, stamp(), file_stamp(), any::<[u8; 32]>()).prop_map(
-        |(role, format, (reached_by, source_path, path), source_stamp, stamp, root)| BaseV1 {
+    (role(), paths, stamp(), file_stamp(), any::<[u8; 32]>()).prop_map(
+        |(role, (reached_by, source_path, path), source_stamp, stamp, root)| BaseV1 {
             role,
-            format,
             reached_by,
             source_path,
             source_stamp,

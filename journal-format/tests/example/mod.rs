@@ -204,7 +204,6 @@ pub fn plan() -> PlanV1 {
         }],
         bases: vec![BaseV1 {
             role: ImageRoleV1::Layer { target: "vda".into(), depth: 1 },
-            format: ImageFormat::Raw,
             reached_by: "/var/lib/libvirt/images/golden.img".into(),
             source_path: "/srv/pool/golden.img".into(),
             source_stamp: stamp(),

@@ -1,6 +1,6 @@
 //! The images of a scene: what lies on the hosts before the clone begins.
 
-use journal_format::{BaseV1, ChunkValue, FileStampV1, ImageFormat, ImageRoleV1, ImageV1, SourceKindV1};
+use journal_format::{BaseV1, ChunkValue, FileStampV1, ImageRoleV1, ImageV1, SourceKindV1};
 use kvm_clone::steps;
 
 use super::{CHUNK_BYTES, TARGET};
@@ -27,7 +27,6 @@ pub fn put_base(source: &Machine, destination: &mut Machine, role: ImageRoleV1, 
     let stat = destination.files.stat(path).unwrap();
     BaseV1 {
         role,
-        format: ImageFormat::Raw,
         reached_by: path.to_owned(),
         source_path: path.to_owned(),
         source_stamp: steps::stamp_of(SourceKindV1::File, &source.files.stat(path).unwrap()),
