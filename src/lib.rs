@@ -14,6 +14,7 @@ pub mod observer;
 pub mod plan;
 pub mod preflight;
 pub mod reach;
+pub mod records;
 pub mod report;
 pub mod request;
 mod shell;

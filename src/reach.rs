@@ -1,5 +1,5 @@
-//! Which files the domains and pools of a host reach, through backing chains and data files: what somebody reaches is never
-//! deleted. Only looks. What cannot be read counts as reaching everything.
+//! Which files the domains and pools of a host reach, through backing chains and data files, and what unfinished clones will
+//! stand on: what somebody reaches is never deleted. Only looks. What cannot be read counts as reaching everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,6 +7,7 @@ use journal_format::{DomainUuid, Inode};
 
 use crate::domain::named::{ImagePlace, named_images, names_path};
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
+use crate::records::{RecordState, host_records};
 use crate::world::{Fault, FaultKind, FileKind, FileStat, Host, PoolFacts};
 
 /// Images below one another. QEMU itself gives up at 200.
@@ -41,7 +42,7 @@ pub struct Leaving {
 }
 
 impl<'h> Reached<'h> {
-    /// Looks at all domains and all pools, but for who is leaving.
+    /// Looks at all domains with their snapshots, all pools and all host records, but for who is leaving.
     pub fn on(host: &'h dyn Host, leaving: Option<&Leaving>) -> Result<Self, Fault> {
         let mut reached = Self { host, files: BTreeMap::new(), definitions: Vec::new(), unreadable: None };
         let pools = host.pools()?;
@@ -51,10 +52,15 @@ impl<'h> Reached<'h> {
             for definition in std::iter::once(facts.definition).chain(host.live_definition(brief.uuid)?) {
                 reached.add_domain(&who, definition, &pools)?;
             }
+            if facts.snapshots > 0 {
+                let snapshots = host.snapshots(brief.uuid)?.into_iter();
+                reached.definitions.extend(snapshots.map(|snapshot| (who.clone(), snapshot.definition)));
+            }
         }
         for pool in &pools {
             reached.add_pool(pool, leaving)?;
         }
+        reached.add_bases()?;
         Ok(reached)
     }
 
@@ -124,6 +130,18 @@ impl<'h> Reached<'h> {
                 for path in below {
                     self.follow(&who, path, false)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// What unfinished clones will stand on: a suspended one holds no lock.
+    fn add_bases(&mut self) -> Result<(), Fault> {
+        for record in host_records(self.host)?.into_iter().filter(|record| record.state == RecordState::Unfinished) {
+            let who = format!("transaction {}", record.txn);
+            match record.plan {
+                Ok(plan) => plan.bases.into_iter().try_for_each(|base| self.follow(&who, base.path, true))?,
+                Err(_) => self.fail(format!("the plan of {who}")),
             }
         }
         Ok(())

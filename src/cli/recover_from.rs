@@ -15,10 +15,10 @@ use super::watch::Watcher;
 use crate::engine::{self, Ending, Recovery};
 use crate::host::{Access, Address, RealWorld, Role};
 use crate::journal::{JournalError, StateDir};
+use crate::records::{FoundRecord, RecordState, host_records};
 use crate::report::quantity::printable;
 use crate::report::show::stuck;
 use crate::shell::shell_word;
-use crate::survey::records::{FoundRecord, RecordState, host_records};
 
 /// What to do with what is found.
 pub struct FromHost<'a> {

@@ -2,7 +2,7 @@
 //!
 //! Together with the UUID it is what makes a domain ours. It is changed with `virDomainSetMetadata`, never by defining again.
 
-use journal_format::{ChunkValue, ControllerId, DomainUuid, TxnId};
+use journal_format::{ChunkValue, ControllerId, DomainUuid, Inode, TxnId};
 use roxmltree::Node;
 
 use super::DomainError;
@@ -49,6 +49,8 @@ pub struct DiskMark {
     pub source: SourceMark,
     /// The clone's image once all was durable.
     pub clone: ImageMark,
+    /// Its inode, where it is a file.
+    pub inode: Option<Inode>,
 }
 
 /// What tells whether a source's definition, and its snapshots (each with whether it is the current one), are still those that
@@ -145,9 +147,10 @@ impl CloneMark {
 impl DiskMark {
     fn write(&self, prefix: &str, name: &str) -> Result<String, DomainError> {
         let (source, clone) = (self.source.image, self.clone);
+        let inode = self.inode.map(|inode| format!(" inode='{}'", inode.0)).unwrap_or_default();
         Ok(format!(
             "<{prefix}{name} target='{}'>\
-             <{prefix}source size='{}' mtime-ns='{}' root='{}'/><{prefix}image size='{}' mtime-ns='{}'/>\
+             <{prefix}source size='{}' mtime-ns='{}' root='{}'/><{prefix}image size='{}' mtime-ns='{}'{inode}/>\
              </{prefix}{name}>",
             escape_attribute("target", &self.target)?,
             source.size,
@@ -193,10 +196,12 @@ fn read_disk(disk: Node<'_, '_>) -> Result<DiskMark, DomainError> {
     let source = part(disk, "source")?;
     let root = required(source, "root")?;
     let root = read_root(root).ok_or_else(|| DomainError::BadMark { why: format!("root is {root:?}") })?;
+    let image = part(disk, "image")?;
     Ok(DiskMark {
         target: required(disk, "target")?.to_owned(),
         source: SourceMark { image: read_image(source)?, root },
-        clone: read_image(part(disk, "image")?)?,
+        clone: read_image(image)?,
+        inode: image.attribute("inode").map(|_| value(image, "inode").map(Inode)).transpose()?,
     })
 }
 
@@ -256,17 +261,20 @@ mod tests {
                     target: "vda".into(),
                     source: SourceMark { image, root: ChunkValue([0xa5; 32]) },
                     clone: ImageMark { size: 1 << 30, mtime_ns: -1 },
+                    inode: Some(Inode(77)),
                 },
                 DiskMark {
                     target: "vdb".into(),
                     source: SourceMark { image, root: ChunkValue([0; 32]) },
                     clone: image,
+                    inode: None,
                 },
             ],
             bases: vec![DiskMark {
                 target: "vdb/1".into(),
                 source: SourceMark { image, root: ChunkValue([7; 32]) },
                 clone: image,
+                inode: Some(Inode(u64::MAX)),
             }],
         }
     }
@@ -327,6 +335,7 @@ mod tests {
             (good.replace("state='unfinished'", "state='done'"), "\"done\""),
             (good.replace(" state='unfinished'", ""), "no state"),
             (good.replace("mtime-ns='-1'", "mtime-ns='soon'"), "\"soon\""),
+            (good.replace("inode='77'", "inode='-77'"), "inode is \"-77\""),
             (good.replace(&root, "a5"), "root"),
             (good.replace(&root, &"é".repeat(32)), "root"),
             (good.replace("kvm-clone:controller", "kvm-clone:other"), "no <controller>"),

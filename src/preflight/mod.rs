@@ -172,6 +172,8 @@ pub enum WarningKind {
     OldFileLeft,
     /// A block device will be written over.
     DeviceOverwritten,
+    /// The clone will stand on an image that is there and is not its own.
+    SharedBase,
     /// The clone's definition names a device by a name that may become another's.
     DeviceName,
     /// The clone will be the same machine as its source to everything that looks at it.
@@ -283,6 +285,7 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
     place::check_directories(&mut report, request, survey);
+    place::warn_of_bases(&mut report, survey);
     disk_map::check(&mut report, request, survey);
     devices::check(&mut report, request, survey, controller);
     fit::check(&mut report, request, survey);

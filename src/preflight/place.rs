@@ -297,6 +297,18 @@ fn check_owner(report: &mut Report, survey: &Survey, file: &SourceFile) {
     );
 }
 
+pub(super) fn warn_of_bases(report: &mut Report, survey: &Survey) {
+    let host = survey.destination.name.as_str();
+    for base in &survey.destination.bases {
+        report.warn(
+            WarningKind::SharedBase,
+            host,
+            format!("{host}: {} is there already: it is not copied, and the clone stands on it.", base.path),
+            "See that nobody writes to it or deletes it as long as there is the clone; with --chain keep it is copied.",
+        );
+    }
+}
+
 /// What each filesystem, by its device number, is asked for.
 #[derive(Default)]
 struct Needs(BTreeMap<u64, Need>);

@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use journal_format::owner::{DirectionV1, OwnerV1};
-use journal_format::{Epoch, ImageFormat, TxnId};
+use journal_format::{ChunkValue, Epoch, FileStampV1, ImageFormat, ImageRoleV1, Inode, TxnId};
 
 use super::*;
 use crate::domain::DomainName;
 use crate::request::Target;
 use crate::survey::sample::{self, DATA, GIB, IMAGES};
-use crate::survey::{ClaimFacts, EmulatorFacts, FlattenedLayer, SourceFile, SourceImage};
+use crate::survey::{BaseFacts, ClaimFacts, EmulatorFacts, FlattenedLayer, SourceFile, SourceImage};
 use crate::world::{DomainState, FileKind, ImageCheck, NetworkFacts};
 
 type Spoil = fn(&mut Request, &mut Survey);
@@ -29,6 +29,12 @@ fn image(survey: &mut Survey, disk: usize) -> &mut crate::survey::ImageFacts {
 fn checked(survey: &mut Survey, disk: usize, check: ImageCheck) {
     let path = image(survey, disk).path.clone();
     survey.source.checks.insert(path, check);
+}
+
+fn base() -> BaseFacts {
+    let stamp = FileStampV1 { inode: Inode(7), size: GIB, mtime_ns: 0 };
+    let role = ImageRoleV1::Layer { target: "vda".into(), depth: 1 };
+    BaseFacts { role, path: "/srv/golden.img".into(), stamp, root: ChunkValue([7; 32]) }
 }
 
 /// Puts an image below the first disk that is read through it.
@@ -288,6 +294,7 @@ fn each_thing_to_be_known_is_a_warning_and_hinders_nothing() {
     use WarningKind as W;
     let table: &[(W, Spoil, &[&str])] = &[
         (W::NetworkFilesystem, |_, s| images(s).filesystem.network = true, &[IMAGES]),
+        (W::SharedBase, |_, s| s.destination.bases.push(base()), &["kvm2", "/srv/golden.img", "not copied"]),
         (W::NetworkInactive, |_, s| s.destination.networks[0].active = false, &["default"]),
         (W::Memory, |_, s| s.destination.host.memory_bytes = GIB, &["1.07 GB", "2.15 GB"]),
         (W::Cpus, |_, s| s.destination.host.cpus = 1, &["1 CPUs", "has 2"]),

@@ -203,11 +203,16 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
             return Err(Failure::stop(None, format!("{} transferred", image.role), "no record of its transfer"));
         };
         let source = ImageMark { size: *source_size, mtime_ns: *source_mtime_ns };
+        let inode = match context.outcome_of(StepV1::CreateImage { image: index }) {
+            Some(OutcomeV1::Made { inode }) => Some(*inode),
+            _ => None,
+        };
         disks.push(DiskMark {
             target: image.role.to_string(),
             source: SourceMark { image: source, root: *source_root },
             // A device is as large as it is.
             clone: ImageMark { size: image.device().map_or(*source_size, |device| device.bytes), mtime_ns: *mtime_ns },
+            inode,
         });
     }
     let bases = context.plan.bases.iter().map(|base| DiskMark {
@@ -217,6 +222,7 @@ pub(super) fn mark(context: &Context, state: MarkState) -> Result<CloneMark, Fai
             root: base.root,
         },
         clone: ImageMark { size: base.stamp.size, mtime_ns: base.stamp.mtime_ns },
+        inode: Some(base.stamp.inode),
     });
     let request = &context.plan.request;
     Ok(CloneMark {

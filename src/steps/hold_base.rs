@@ -6,7 +6,7 @@ use journal_format::{BaseV1, OutcomeV1, StepV1};
 use super::host_record::parent_of;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
-use crate::history::Last;
+use crate::history::{Last, StepHistory};
 use crate::transfer::root_of;
 use crate::world::{FaultKind, FileKind, FileStat};
 
@@ -21,9 +21,7 @@ impl Step for HoldBase {
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let base = context.base(self.base)?;
-        let is_done =
-            context.history_of(StepV1::HoldBase { base: self.base }).is_some_and(|step| step.last == Last::Done);
-        if !is_done {
+        if self.history(context).is_none_or(|step| step.last != Last::Done) {
             return Ok(Probe::Absent);
         }
         let stat = context.destination.stat(&base.path)?;
@@ -36,7 +34,7 @@ impl Step for HoldBase {
         // The lock first: what is seen then stays so.
         self.hold(context)?;
         match host.stat(&base.path)? {
-            None => Err(not_there(context, base)),
+            None => Err(self.gone(context, base)),
             Some(stat) if is_unchanged(base, &stat) && self.has_its_bytes(context)? => {
                 Ok(Applied::Done(OutcomeV1::Nothing))
             }
@@ -63,13 +61,23 @@ impl Step for HoldBase {
         match context.destination.lock_image(&base.path) {
             Ok(_) => Ok(()),
             Err(fault) if fault.kind == FaultKind::InUse => Err(in_the_way(context, base, "is written to by somebody")),
-            Err(fault) if fault.kind == FaultKind::NotFound => Err(not_there(context, base)),
+            Err(fault) if fault.kind == FaultKind::NotFound => Err(self.gone(context, base)),
             Err(fault) => Err(fault.into()),
         }
     }
 }
 
 impl HoldBase {
+    fn history<'c>(&self, context: &'c Context) -> Option<&'c StepHistory> {
+        context.history_of(StepV1::HoldBase { base: self.base })
+    }
+
+    /// What was held once may be on a filesystem that is not mounted just now. Before that nothing was copied yet.
+    fn gone(&self, context: &Context, base: &BaseV1) -> Failure {
+        let was_held = self.history(context).is_some_and(|step| step.done_at.is_some());
+        if was_held { not_there(context, base) } else { in_the_way(context, base, "is not there any more") }
+    }
+
     /// It was read before anybody synced it: a power cut since may have kept its size and time, and not its bytes.
     fn has_its_bytes(&self, context: &Context) -> Result<bool, Failure> {
         let (host, base) = (&context.destination, context.base(self.base)?);

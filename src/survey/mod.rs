@@ -8,7 +8,6 @@ mod destination;
 mod firmware;
 mod neighbours;
 pub mod old_vm;
-pub mod records;
 #[cfg(test)]
 pub(crate) mod sample;
 mod snapshots;

@@ -140,11 +140,14 @@ fn files(
     Ok(files)
 }
 
-/// Was it copied when that clone was made, and not written to since?
+/// Was it copied when that clone was made, and is it that file as it was then?
 fn came_with(mark: Option<&CloneMark>, role: &ImageRoleV1, stamp: FileStampV1) -> bool {
     let role = role.to_string();
     let copied = mark.and_then(|mark| mark.disks.iter().find(|disk| disk.target == role));
-    copied.is_some_and(|disk| (disk.clone.size, disk.clone.mtime_ns) == (stamp.size, stamp.mtime_ns))
+    copied.is_some_and(|disk| {
+        let is_that_file = disk.inode.is_none_or(|inode| inode == stamp.inode);
+        is_that_file && (disk.clone.size, disk.clone.mtime_ns) == (stamp.size, stamp.mtime_ns)
+    })
 }
 
 /// Why source and clone are not both what they were when the clone was finished, in words.

@@ -14,7 +14,7 @@ mod seeds;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use journal_format::{ChunkValue, ControllerId, DomainUuid, TxnId};
+use journal_format::{ChunkValue, ControllerId, DomainUuid, Inode, TxnId};
 use kvm_clone::domain::{
     Change, CloneMark, Definition, DiskMark, Identity, ImageMark, InterfaceSource, MarkState, Rewrite, SourceMark,
 };
@@ -67,6 +67,7 @@ fn mark() -> CloneMark {
             target: "vda".into(),
             source: SourceMark { image: ImageMark { size: 1, mtime_ns: 2 }, root: ChunkValue([3; 32]) },
             clone: ImageMark { size: 4, mtime_ns: 5 },
+            inode: Some(Inode(6)),
         }],
         bases: Vec::new(),
     }

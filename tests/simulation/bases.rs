@@ -5,7 +5,9 @@ use std::rc::Rc;
 
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
-use kvm_clone::world::Side;
+use kvm_clone::reach::Reached;
+use kvm_clone::records::{RecordState, host_records};
+use kvm_clone::world::{Side, World};
 
 use crate::crashes::{every_crash_of, operations_of_a_clean_clone};
 use crate::faults::{Effect, Fault, FaultPlan};
@@ -57,6 +59,7 @@ fn a_clone_on_a_base_that_was_there_is_whole_after_a_crash_anywhere() {
 
 #[test]
 fn a_base_that_somebody_touched_between_attempts_is_not_stood_on() {
+    let mut suspended = 0;
     for operation in 0..operations_of_a_clean_clone(shape(), seed()) {
         for what in ACTS {
             let mut history = History::new(shape(), seed());
@@ -70,10 +73,11 @@ fn a_base_that_somebody_touched_between_attempts_is_not_stood_on() {
             let (life, _) = history.live(AttemptPurpose::Resume, FaultPlan::none());
             let told = format!("{what:?} after operation {operation}: {life:?}");
             let ending = match life {
-                Life::Ended(Ending::Suspended(_)) if what == Act::MoveAway => history.settle(AttemptPurpose::Rollback),
-                Life::Ended(ending @ (Ending::RolledBack { .. } | Ending::Refused(_))) if what != Act::MoveAway => {
-                    Some(ending)
+                Life::Ended(Ending::Suspended(_)) if what == Act::MoveAway => {
+                    suspended += 1;
+                    history.settle(AttemptPurpose::Rollback)
                 }
+                Life::Ended(ending @ (Ending::RolledBack { .. } | Ending::Refused(_))) => Some(ending),
                 _ => panic!("{told}"),
             };
             history
@@ -81,6 +85,7 @@ fn a_base_that_somebody_touched_between_attempts_is_not_stood_on() {
                 .unwrap_or_else(|broken| panic!("{}", history.report(&broken, &told)));
         }
     }
+    assert!(suspended > 0, "one that was held may be on a filesystem that is not mounted");
 }
 
 /// Up to the last time that it is looked at.
@@ -112,6 +117,26 @@ fn a_base_that_is_touched_under_an_attempt_is_noticed_before_the_commit() {
                 .unwrap_or_else(|broken| panic!("{}", history.report(&broken, &told)));
         }
     }
+}
+
+/// Whoever replaces a VM meanwhile leaves it.
+#[test]
+fn a_base_is_reached_by_a_clone_that_is_suspended() {
+    let mut reached_before_it_was_defined = 0;
+    for operation in 0..operations_of_a_clean_clone(shape(), seed()) {
+        let mut history = History::new(shape(), seed());
+        let faults = FaultPlan::at(operation, Fault::Crash, Effect::First);
+        assert_eq!(history.live(AttemptPurpose::Run, faults).0, Life::Crashed);
+        let base = &history.scene.plan.bases[0].path;
+        let looking = history.scene.world.another_life(FaultPlan::none());
+        let host = looking.connect(Side::Destination).unwrap();
+        let is_recorded = host_records(host.as_ref()).unwrap().iter().any(|one| one.state == RecordState::Unfinished);
+        let reached = Reached::on(host.as_ref(), None).unwrap().by(base).unwrap();
+        looking.end();
+        assert!(reached.is_some() || !is_recorded, "after operation {operation}");
+        reached_before_it_was_defined += u32::from(reached.is_some_and(|who| who.starts_with("transaction ")));
+    }
+    assert!(reached_before_it_was_defined > 0, "most of a clone is before its definition");
 }
 
 /// A clone that stands on it no more must not cost the old VM.

@@ -8,7 +8,7 @@ use journal_format::{AttemptPurpose, ControllerId, Epoch, EventV1, RecordV1, Txn
 use kvm_clone::engine::{self, Ending, GivingUp, Recovery, Settings};
 use kvm_clone::journal::JournalError;
 use kvm_clone::observer::{Observer, Progress};
-use kvm_clone::survey::records::{RecordState, host_records};
+use kvm_clone::records::{RecordState, host_records};
 use kvm_clone::world::{Side, World};
 
 use crate::durability::Survival;
