@@ -8,7 +8,7 @@ use journal_format::{DomainUuid, Inode};
 use crate::domain::named::{ImagePlace, named_images, names_path};
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
 use crate::records::{RecordState, host_records};
-use crate::world::{Fault, FaultKind, FileKind, FileStat, Host, PoolFacts};
+use crate::world::{Fault, FileKind, FileStat, Host, PoolFacts, readable};
 
 /// Images below one another. QEMU itself gives up at 200.
 const CHAIN_IMAGES_MAX: usize = 200;
@@ -106,14 +106,11 @@ impl<'h> Reached<'h> {
         else {
             return Ok(());
         };
-        let names = match self.host.list(directory) {
-            Ok(names) => names.unwrap_or_default(),
-            Err(fault) if is_about_the_file(&fault) => {
-                self.fail(format!("the directory of pool {}", pool.name));
-                return Ok(());
-            }
-            Err(fault) => return Err(fault),
+        let Some(names) = readable(self.host.list(directory))? else {
+            self.fail(format!("the directory of pool {}", pool.name));
+            return Ok(());
         };
+        let names = names.unwrap_or_default();
         if names.len() > VOLUMES_MAX {
             self.fail(format!("pool {} with more than {VOLUMES_MAX} files", pool.name));
             return Ok(());
@@ -161,12 +158,9 @@ impl<'h> Reached<'h> {
                 self.fail(format!("{path}, which {who} reaches,"));
                 continue;
             };
-            let there = match self.look(&path) {
-                Err(fault) if is_about_the_file(&fault) => {
-                    self.fail(format!("{path}, which {who} reaches,"));
-                    continue;
-                }
-                there => there?,
+            let Some(there) = readable(self.look(&path))? else {
+                self.fail(format!("{path}, which {who} reaches,"));
+                continue;
             };
             let Some(stat) = there else {
                 // What an image names is somewhere, perhaps where nothing is mounted just now. A disk may be gone for good.
@@ -199,10 +193,7 @@ impl<'h> Reached<'h> {
             Some(FileKind::File | FileKind::BlockDevice) => {}
             Some(_) | None => return Ok(None),
         }
-        let beginning = |bytes| match self.host.read(&real, bytes) {
-            Err(fault) if is_about_the_file(&fault) => Ok(None),
-            answer => answer.map(Some),
-        };
+        let beginning = |bytes| readable(self.host.read(&real, bytes));
         let named = match beginning(MAGIC_READ_BYTES)? {
             None => Err(()),
             Some(head) => match head.unwrap_or_default() {
@@ -227,11 +218,6 @@ impl<'h> Reached<'h> {
     fn fail(&mut self, what: String) {
         self.unreadable.get_or_insert(what);
     }
-}
-
-/// A fault of this file, and not of the host.
-fn is_about_the_file(fault: &Fault) -> bool {
-    matches!(fault.kind, FaultKind::Denied | FaultKind::Io | FaultKind::Unsupported)
 }
 
 /// Files that a header names, as it names them. A name that may be a file, and cannot be read here, is an error.

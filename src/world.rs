@@ -84,6 +84,15 @@ pub struct Fault {
     pub detail: String,
 }
 
+/// `None`: what was asked for cannot be had, and others on that host can. A fault of the host or of the link to it stays one.
+pub fn readable<T>(answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    use FaultKind::{Changed, Denied, Io, NotFound, Refused, Unsupported};
+    match answer {
+        Err(fault) if matches!(fault.kind, NotFound | Denied | Io | Unsupported | Changed | Refused) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
 /// Kind of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {

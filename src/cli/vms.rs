@@ -15,7 +15,7 @@ use crate::domain::{Definition, Disk, DiskSource};
 use crate::host::{Access, Address, Connector, Role};
 use crate::report::quantity::{bytes, printable};
 use crate::report::table::lay_out;
-use crate::world::{DomainFacts, DomainState, Fault, FaultKind, Host};
+use crate::world::{DomainFacts, DomainState, Fault, Host, readable};
 
 /// Which hosts.
 #[derive(Debug, Args)]
@@ -120,14 +120,14 @@ fn view(host: &dyn Host, facts: &DomainFacts) -> Result<VmView, Fault> {
 fn disk_view(host: &dyn Host, disk: &Disk) -> Result<DiskView, Fault> {
     let path = match &disk.source {
         DiskSource::File(path) | DiskSource::Device(path) => Some(path.clone()),
-        DiskSource::Volume { pool, volume } => seen(host.volume_path(pool, volume))?.flatten(),
+        DiskSource::Volume { pool, volume } => readable(host.volume_path(pool, volume))?.flatten(),
         DiskSource::Empty | DiskSource::Elsewhere { .. } => None,
     };
-    let real = path.as_deref().map_or(Ok(None), |path| Ok(seen(host.resolve(path))?.flatten()))?;
-    let stat = real.as_deref().map_or(Ok(None), |real| Ok(seen(host.stat(real))?.flatten()))?;
+    let real = path.as_deref().map_or(Ok(None), |path| Ok(readable(host.resolve(path))?.flatten()))?;
+    let stat = real.as_deref().map_or(Ok(None), |real| Ok(readable(host.stat(real))?.flatten()))?;
     let head = match &real {
         Some(real) if disk.image_format() == Some(ImageFormat::Qcow2) => {
-            seen(host.read(real, HEADER_READ_BYTES as u64))?.flatten()
+            readable(host.read(real, HEADER_READ_BYTES as u64))?.flatten()
         }
         _ => None,
     };
@@ -143,14 +143,6 @@ fn disk_view(host: &dyn Host, disk: &Disk) -> Result<DiskView, Fault> {
         size_bytes: stat.map(|stat| stat.size),
         allocated_bytes: stat.map(|stat| stat.allocated),
     })
-}
-
-/// What this user may see of one thing; a host that does not answer is an error all the same.
-fn seen<T>(answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
-    match answer {
-        Err(fault) if matches!(fault.kind, FaultKind::Denied | FaultKind::Refused | FaultKind::NotFound) => Ok(None),
-        answer => answer.map(Some),
-    }
 }
 
 /// `empty`: hosts that answered and have no VM.

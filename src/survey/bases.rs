@@ -12,7 +12,7 @@ use crate::plan::placement;
 use crate::plan::replaced::why_left;
 use crate::request::{Chain, Occupied, Request};
 use crate::transfer::root_of;
-use crate::world::{DomainFacts, Fault, FaultKind, FileKind, FileStat, Host};
+use crate::world::{DomainFacts, Fault, FileKind, FileStat, Host, readable};
 
 /// Such an image on the destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct BaseFacts {
 }
 
 /// Looks for them where the source has them, and where they would be copied to: under the same name. Both are read whole where
-/// one may be the same, and only there.
+/// one may be the same, and only there. What cannot be told of a file is a reason not to use it.
 pub(super) fn bases(
     host: &dyn Host,
     (source_host, source): (&dyn Host, &SourceSurvey),
@@ -41,12 +41,17 @@ pub(super) fn bases(
     if request.chain != Chain::Share || nothing_to_do || source.host.machine_id == destination.host.machine_id {
         return Ok(Vec::new());
     }
+    let lowest: Vec<_> = source.files.iter().filter_map(lowest_image).collect();
+    let disks = if lowest.is_empty() { None } else { disks_of_vms(host, destination)? };
+    let Some(disks) = disks else { return Ok(Vec::new()) };
     let mut found: Vec<BaseFacts> = Vec::new();
-    for file in &source.files {
-        let Some(image) = file.image().filter(|image| may_be_shared(file, image)) else { continue };
+    for (file, image) in lowest {
         let mut root = None;
         for path in candidates(request, destination, file, image) {
             let Some((path, stat)) = alike(host, request, destination, image, &path)? else { continue };
+            if disks.contains(&path) {
+                continue;
+            }
             // One image is below one disk's chain only: under two names nobody would know it again.
             if found.iter().any(|base| base.path == path) || source_host.filesystem(&image.path)?.network {
                 continue;
@@ -64,29 +69,11 @@ pub(super) fn bases(
     Ok(found)
 }
 
-/// What cannot be told of a file that need not be used is only a reason not to use it.
-fn readable<T>(answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
-    match answer {
-        Err(fault)
-            if matches!(
-                fault.kind,
-                FaultKind::NotFound
-                    | FaultKind::Denied
-                    | FaultKind::Io
-                    | FaultKind::Unsupported
-                    | FaultKind::Changed
-                    | FaultKind::Refused
-            ) =>
-        {
-            Ok(None)
-        }
-        answer => answer.map(Some),
-    }
-}
-
 /// What stands on something itself names that by a path, which leads elsewhere on another host.
-fn may_be_shared(file: &SourceFile, image: &ImageFacts) -> bool {
-    matches!(file.role, ImageRoleV1::Layer { .. }) && file.below == Below::Nothing && image.stat.kind == FileKind::File
+fn lowest_image(file: &SourceFile) -> Option<(&SourceFile, &ImageFacts)> {
+    let is_lowest = matches!(file.role, ImageRoleV1::Layer { .. }) && file.below == Below::Nothing;
+    let image = file.image().filter(|image| is_lowest && image.stat.kind == FileKind::File)?;
+    Some((file, image))
 }
 
 /// Paths on the destination, each once.
@@ -128,19 +115,20 @@ fn alike(
     }
     let of_old = destination.old.iter().flat_map(|old| &old.files).find(|file| file.path == path);
     let is_deleted = of_old.is_some_and(|file| why_left(request, file).is_none());
-    if is_deleted || is_a_disk(host, destination, &path)? {
+    if is_deleted {
         return Ok(None);
     }
     let head = readable(host.read(&path, HEADER_READ_BYTES as u64))?.flatten();
     Ok((head.as_ref() == Some(&image.head)).then_some((path, stat)))
 }
 
-/// Does a VM have it as a disk, rather than below one: as it is defined, as it runs, or as it was when a snapshot was made? What
-/// cannot be told may be so.
-fn is_a_disk(host: &dyn Host, destination: &DestinationSurvey, path: &str) -> Result<bool, Fault> {
+/// Real paths of what VMs have as a disk, rather than below one: as they are defined, as they run, or as they were when a snapshot
+/// was made. `None`: that cannot be told.
+fn disks_of_vms(host: &dyn Host, destination: &DestinationSurvey) -> Result<Option<BTreeSet<String>>, Fault> {
+    let mut disks = BTreeSet::new();
     for brief in host.domains()? {
         let Some(facts) = host.domain(brief.uuid)? else { continue };
-        let Some(definitions) = definitions_of(host, &facts)? else { return Ok(true) };
+        let Some(definitions) = definitions_of(host, &facts)? else { return Ok(None) };
         for disk in definitions.iter().flat_map(|definition| &definition.disks) {
             let named = match &disk.source {
                 DiskSource::File(named) | DiskSource::Device(named) => named.clone(),
@@ -153,12 +141,13 @@ fn is_a_disk(host: &dyn Host, destination: &DestinationSurvey, path: &str) -> Re
                 }
                 DiskSource::Empty | DiskSource::Elsewhere { .. } => continue,
             };
-            if readable(host.resolve(&named))?.is_none_or(|real| real.as_deref() == Some(path)) {
-                return Ok(true);
+            match readable(host.resolve(&named))? {
+                Some(real) => disks.extend(real),
+                None => return Ok(None),
             }
         }
     }
-    Ok(false)
+    Ok(Some(disks))
 }
 
 /// Every definition that there is of a VM; `None`: one cannot be read.
