@@ -3,7 +3,6 @@
 
 mod bases;
 pub mod changes;
-pub mod placement;
 pub mod replaced;
 mod snapshots;
 #[cfg(test)]
@@ -20,9 +19,9 @@ use journal_format::{
 use crate::domain::qcow2::{Qcow2Error, renamed_backing};
 use crate::domain::{Change, Definition, Disk, DomainError, Identity, InterfaceSource, Rewrite, Tpm, places, rewrite};
 use crate::host::Address;
-use crate::plan::placement::NoDirectory;
 use crate::request::{ByteRate, Request};
 use crate::steps::host_record::parent_of;
+use crate::survey::placement::{self, NoDirectory};
 use crate::survey::{Below, DirectoryFacts, EmulatorFacts, FlattenedLayer, ImageFacts, OwnerNames, SourceFile, Survey};
 
 /// First three bytes of every new MAC address: QEMU's and libvirt's own range.

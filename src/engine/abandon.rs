@@ -132,7 +132,7 @@ fn release_claims(context: &mut Context) -> Result<(), Failure> {
     let plan = context.plan.clone();
     for planned in &plan.steps {
         let claims = matches!(planned, StepV1::ClaimName | StepV1::ClaimDevice { .. });
-        let last = context.history_of(*planned).map_or(Last::None, |step| step.last);
+        let last = context.last_of(*planned);
         if claims && !matches!(last, Last::None | Last::Undone) && context.recorder.history().abandoned.is_none() {
             let step = context.place_of(*planned)?;
             context.recorder.append(context.world.now(), EventV1::Undone { step })?;

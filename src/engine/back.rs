@@ -5,7 +5,7 @@ use journal_format::{EndV1, EventV1, FailureClassV1, FailureV1, StepRef, StepV1}
 
 use super::attempt::{read_owner, write_owner};
 use super::finding::finding;
-use super::forward::{LateLanding, last_of, stopped};
+use super::forward::{LateLanding, stopped};
 use super::table::{Decision, Direction, decide};
 use crate::failure::Failure;
 use crate::history::Last;
@@ -19,7 +19,7 @@ pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Fai
         write_owner(context, &owner, DirectionV1::RollingBack)?;
     }
     for (index, directory) in (0u32..).zip(&context.plan.directories) {
-        let staging = last_of(context, StepV1::CreateStaging { directory: index });
+        let staging = context.last_of(StepV1::CreateStaging { directory: index });
         if !matches!(staging, Last::None | Last::Undone) {
             steps::must_be_in_place(context.destination.as_ref(), directory)?;
         }
@@ -46,7 +46,7 @@ pub(super) fn roll_back(context: &mut Context, why: FailureV1) -> Result<(), Fai
 fn keep_still(context: &Context) -> Result<(), Failure> {
     for planned in &context.plan.steps {
         let step = steps::step(*planned);
-        if !matches!(last_of(context, *planned), Last::None | Last::Undone)
+        if !matches!(context.last_of(*planned), Last::None | Last::Undone)
             && matches!(planned, StepV1::PublishImage { .. })
             && matches!(step.probe(context)?, Probe::Ours(_))
         {
@@ -58,7 +58,7 @@ fn keep_still(context: &Context) -> Result<(), Failure> {
 
 fn retreat(context: &mut Context, place: StepRef, planned: StepV1, late: &mut LateLanding) -> Result<(), Failure> {
     let step = steps::step(planned);
-    let last = last_of(context, planned);
+    let last = context.last_of(planned);
     let probe = match late.probe(context, step.as_ref(), last)? {
         // An undo that was broken off may have taken our name away, and somebody else may use it since.
         Probe::Foreign(_) if step.has_only_lost_its_name(context)? => Probe::Absent,

@@ -6,7 +6,7 @@ use journal_format::{EventV1, FailureClassV1, ReopenCauseV1, StepRef, StepV1};
 
 use super::finding::finding;
 use super::table::{Decision, Direction, decide};
-use super::{attempt, reopen};
+use super::{compare, is_anything_published, reopen};
 use crate::failure::Failure;
 use crate::history::Last;
 use crate::steps::{self, Applied, Context, LIBVIRT_DEFINITIONS, Probe, Step};
@@ -21,12 +21,12 @@ const LIBVIRT_STATE: &str = "/var/lib/libvirt";
 
 /// Goes to the commit. Everything but a commit is an error: its class says what it means.
 pub(super) fn forward(context: &mut Context) -> Result<(), Failure> {
-    attempt::open_source(context)?;
+    compare::open_source(context)?;
     for directory in &context.plan.directories {
         steps::must_be_in_place(context.destination.as_ref(), directory)?;
     }
     name_must_be_free(context)?;
-    attempt::compare_devices(context)?;
+    compare::compare_devices(context)?;
     let mut late = LateLanding::default();
     for _ in 0..REOPENINGS_MAX {
         if all_steps(context, &mut late)? == Pass::Through && ready(context)? {
@@ -42,7 +42,7 @@ pub(super) fn forward(context: &mut Context) -> Result<(), Failure> {
 /// The claim keeps other clones away, and nobody else. A name that is taken is told before the transfer, not after it.
 fn name_must_be_free(context: &mut Context) -> Result<(), Failure> {
     let step = steps::step(StepV1::DefineDomain);
-    if last_of(context, StepV1::DefineDomain) != Last::None {
+    if context.last_of(StepV1::DefineDomain) != Last::None {
         return Ok(());
     }
     let Probe::Foreign(found) = step.probe(context)? else { return Ok(()) };
@@ -80,7 +80,7 @@ fn all_steps(context: &mut Context, late: &mut LateLanding) -> Result<Pass, Fail
 
 fn advance(context: &mut Context, place: StepRef, planned: StepV1, late: &mut LateLanding) -> Result<Pass, Failure> {
     let step = steps::step(planned);
-    let last = last_of(context, planned);
+    let last = context.last_of(planned);
     let probe = late.probe(context, step.as_ref(), last)?;
     match decide(last, &probe, Direction::Forward) {
         Decision::Nothing => {}
@@ -146,8 +146,8 @@ fn failed(context: &mut Context, place: StepRef, failure: Failure) -> Result<Fai
 
 /// The barrier's questions: is the source still what was cloned, is everything durable, is every step still so?
 fn ready(context: &mut Context) -> Result<bool, Failure> {
-    attempt::compare_source(context)?;
-    attempt::compare_devices(context)?;
+    compare::compare_source(context)?;
+    compare::compare_devices(context)?;
     let directories = context.plan.directories.iter().map(|directory| directory.path.clone());
     for path in directories.chain([LIBVIRT_DEFINITIONS.to_owned(), LIBVIRT_STATE.to_owned()]) {
         if context.destination.stat(&path)?.is_some() {
@@ -171,15 +171,6 @@ fn commit(context: &mut Context) -> Result<(), Failure> {
         Failure::suspend(format!("the commit mark is there, not yet durable: {fault}"), "resume to finish the clone")
     })?;
     Ok(context.recorder.append(context.world.now(), EventV1::Committed)?)
-}
-
-pub(super) fn last_of(context: &Context, step: StepV1) -> Last {
-    context.history_of(step).map_or(Last::None, |step| step.last)
-}
-
-pub(super) fn is_anything_published(context: &Context) -> bool {
-    let mut publishing = context.plan.steps.iter().filter(|step| steps::publishes(**step));
-    publishing.any(|step| last_of(context, *step) != Last::None)
 }
 
 /// What a probe found where it must not be.

@@ -8,6 +8,7 @@ mod abandon;
 mod attempt;
 mod back;
 mod clean_up;
+mod compare;
 mod finding;
 mod forward;
 mod from_record;
@@ -255,6 +256,11 @@ fn end_with(recorder: &mut Recorder, world: &dyn World, failure: Failure) -> End
     }
 }
 
+fn is_anything_published(context: &Context) -> bool {
+    let mut publishing = context.plan.steps.iter().filter(|step| steps::publishes(**step));
+    publishing.any(|step| context.last_of(*step) != Last::None)
+}
+
 /// Marks a done step, and all later done steps of its image, to be applied again.
 fn reopen(context: &mut Context, first: StepV1, cause: ReopenCauseV1, why: &str) -> Result<(), Failure> {
     let plan = context.plan.clone();
@@ -263,7 +269,7 @@ fn reopen(context: &mut Context, first: StepV1, cause: ReopenCauseV1, why: &str)
     for (index, step) in (0u32..).zip(&plan.steps) {
         reached |= *step == first;
         let affected = *step == first || (reached && image.is_some() && steps::image_of(*step) == image);
-        let last = context.history_of(*step).map_or(Last::None, |step| step.last);
+        let last = context.last_of(*step);
         let verifying = *step != first && last == Last::Started && matches!(step, StepV1::VerifyImage { .. });
         if affected && (last == Last::Done || verifying) {
             let event = EventV1::Reopened { step: StepRef::Forward(index), cause, why: why.to_owned() };

@@ -7,7 +7,6 @@ use crate::request::Request;
 use crate::steps::host_record::HOST_ROOT;
 use crate::survey::Survey;
 use crate::survey::old_vm::OldFile;
-use crate::world::FileKind;
 
 /// Where a saved memory is, in its directory.
 const SAVED_NAME: &str = "old-vm.save";
@@ -23,7 +22,7 @@ pub(super) fn replaced(
     let old = survey.destination.old.as_ref()?;
     let mut files = Vec::new();
     for file in &old.files {
-        let fate = match why_left(request, file) {
+        let fate = match file.why_left(request) {
             Some(why) => OldFileFateV1::Left { why },
             None => OldFileFateV1::Deleted { directory: nonce_directory(file, txn, directories, circumstances) },
         };
@@ -41,31 +40,6 @@ pub(super) fn replaced(
         saved_path: format!("{staging}/{SAVED_NAME}"),
         files,
     })
-}
-
-/// Why a file of the old VM is not to be deleted.
-pub fn why_left(request: &Request, file: &OldFile) -> Option<String> {
-    if request.keep_replaced {
-        return Some("the old VM is kept".to_owned());
-    }
-    if let Some(reached) = &file.reached {
-        return Some(reached.clone());
-    }
-    let Some(directory) = &file.directory else { return Some("its directory cannot be looked at".to_owned()) };
-    let staging = directory.staging_parent;
-    if directory.filesystem.network {
-        return Some(format!("it is on a network filesystem ({})", directory.filesystem.kind));
-    }
-    if directory.filesystem.kind.starts_with("0x") {
-        return Some(format!("it is on a filesystem of an unknown kind ({})", directory.filesystem.kind));
-    }
-    if directory.filesystem.read_only {
-        return Some("its filesystem is mounted read-only".to_owned());
-    }
-    if staging.is_some_and(|staging| staging.kind != FileKind::Directory || staging.device != directory.stat.device) {
-        return Some(format!("{}/.kvm-clone is no directory of ours", directory.path));
-    }
-    None
 }
 
 /// The directory beside a file whose nonce tells whether the source's host sees it; known or new.

@@ -5,9 +5,9 @@ use journal_format::{ControllerId, ImageFormat, ImageRoleV1};
 
 use super::replace::is_up_to_date;
 use super::{BlockerKind, Report, WarningKind};
-use crate::plan::placement::device_of;
 use crate::report::quantity::bytes;
 use crate::request::Request;
+use crate::survey::placement::device_of;
 use crate::survey::{SourceFile, Survey, TargetDevice};
 use crate::world::DeviceFacts;
 

@@ -6,9 +6,9 @@ use journal_format::ImageRoleV1;
 
 use super::replace::is_up_to_date;
 use super::{BlockerKind, Report};
-use crate::plan::placement::{device_of, directory_for, is_taken, join, mapping_of, preferred_name};
 use crate::request::Request;
 use crate::survey::Survey;
+use crate::survey::placement::{device_of, directory_for, is_taken, join, mapping_of, preferred_name};
 
 pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey) {
     check_targets(report, request, survey);

@@ -8,9 +8,9 @@ use super::replace::memory_bytes;
 use super::space::Shortage;
 use super::vm::bytes_to_allocate;
 use super::{BlockerKind, Report, Unfinished, WarningKind};
-use crate::plan::placement::{DEFAULT_POOL, NoDirectory, device_of, directory_for, target_of};
 use crate::request::{Request, Target};
 use crate::shell::shell_word;
+use crate::survey::placement::{DEFAULT_POOL, NoDirectory, device_of, directory_for, target_of};
 use crate::survey::{ClaimFacts, DirectoryFacts, SourceFile, Survey};
 use crate::world::FileKind;
 

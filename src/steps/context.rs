@@ -106,6 +106,11 @@ impl Context<'_> {
         self.recorder.history().of_step(step)
     }
 
+    /// The last event of a step.
+    pub fn last_of(&self, step: StepV1) -> Last {
+        self.history_of(step).map_or(Last::None, |step| step.last)
+    }
+
     /// The outcome of a step that is done.
     pub fn outcome_of(&self, step: StepV1) -> Option<&OutcomeV1> {
         self.history_of(step)?.outcome.as_ref()

@@ -39,7 +39,7 @@ impl Step for DefineDomain {
         if let Some(found) = used(context, &domain)? {
             return Ok(Probe::InUse(found));
         }
-        let last = context.history_of(StepV1::DefineDomain).map_or(Last::None, |step| step.last);
+        let last = context.last_of(StepV1::DefineDomain);
         Ok(match lost(context, &domain, last) {
             None => Probe::Ours(OutcomeV1::Nothing),
             Some(missing) if last == Last::Done => {

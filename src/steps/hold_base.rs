@@ -6,7 +6,7 @@ use journal_format::{BaseV1, OutcomeV1, StepV1};
 use super::host_record::parent_of;
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
-use crate::history::{Last, StepHistory};
+use crate::history::Last;
 use crate::transfer::root_of;
 use crate::world::{FaultKind, FileKind, FileStat};
 
@@ -21,7 +21,7 @@ impl Step for HoldBase {
 
     fn probe(&self, context: &Context) -> Result<Probe, Failure> {
         let base = context.base(self.base)?;
-        if self.history(context).is_none_or(|step| step.last != Last::Done) {
+        if context.last_of(self.as_step()) != Last::Done {
             return Ok(Probe::Absent);
         }
         let stat = context.destination.stat(&base.path)?;
@@ -68,13 +68,13 @@ impl Step for HoldBase {
 }
 
 impl HoldBase {
-    fn history<'c>(&self, context: &'c Context) -> Option<&'c StepHistory> {
-        context.history_of(StepV1::HoldBase { base: self.base })
+    fn as_step(&self) -> StepV1 {
+        StepV1::HoldBase { base: self.base }
     }
 
     /// What was held once may be on a filesystem that is not mounted just now. Before that nothing was copied yet.
     fn gone(&self, context: &Context, base: &BaseV1) -> Failure {
-        let was_held = self.history(context).is_some_and(|step| step.done_at.is_some());
+        let was_held = context.history_of(self.as_step()).is_some_and(|step| step.done_at.is_some());
         if was_held { not_there(context, base) } else { in_the_way(context, base, "is not there any more") }
     }
 

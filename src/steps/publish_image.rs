@@ -110,7 +110,7 @@ impl Step for PublishImage {
 /// a mixture could be defined until the barrier finds it.
 pub(super) fn look_at_source_again(context: &mut Context, this: StepV1) -> Result<Option<Applied>, Failure> {
     let mut others = context.plan.steps.iter().filter(|step| **step != this && publishes(**step));
-    if others.any(|step| context.history_of(*step).is_some_and(|step| step.last != Last::None)) {
+    if others.any(|step| context.last_of(*step) != Last::None) {
         return Ok(None);
     }
     let (source, name) = (context.source()?, context.plan.request.vm_name.clone());

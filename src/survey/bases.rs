@@ -8,9 +8,8 @@ use journal_format::{ChunkValue, FileStampV1, ImageRoleV1};
 use super::{Below, DestinationSurvey, ImageFacts, SourceFile, SourceSurvey};
 use crate::domain::qcow2::HEADER_READ_BYTES;
 use crate::domain::{Definition, DiskSource, SnapshotDefinition};
-use crate::plan::placement;
-use crate::plan::replaced::why_left;
 use crate::request::{Chain, Occupied, Request};
+use crate::survey::placement;
 use crate::transfer::root_of;
 use crate::world::{DomainFacts, Fault, FileKind, FileStat, Host, readable};
 
@@ -114,7 +113,7 @@ fn alike(
         return Ok(None);
     }
     let of_old = destination.old.iter().flat_map(|old| &old.files).find(|file| file.path == path);
-    let is_deleted = of_old.is_some_and(|file| why_left(request, file).is_none());
+    let is_deleted = of_old.is_some_and(|file| file.why_left(request).is_none());
     if is_deleted {
         return Ok(None);
     }

@@ -11,10 +11,10 @@ use super::{
     SourceSurvey, SurveyError, TargetDevice, words_of_refusal,
 };
 use crate::domain::{Definition, Disk, DomainName, documents, places};
-use crate::plan::placement;
 use crate::reach::Reached;
 use crate::request::Request;
 use crate::steps::host_record::{CLAIMS, DEVICE_CLAIMS, HOST_ROOT, parent_of};
+use crate::survey::placement;
 use crate::world::{Fault, FaultKind, FileKind, Host};
 
 pub(super) fn survey(

@@ -8,6 +8,7 @@ mod destination;
 mod firmware;
 mod neighbours;
 pub mod old_vm;
+pub mod placement;
 #[cfg(test)]
 pub(crate) mod sample;
 mod snapshots;

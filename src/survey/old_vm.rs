@@ -47,6 +47,34 @@ pub struct OldFile {
     pub reached: Option<String>,
 }
 
+impl OldFile {
+    /// Why it is not to be deleted.
+    pub fn why_left(&self, request: &Request) -> Option<String> {
+        if request.keep_replaced {
+            return Some("the old VM is kept".to_owned());
+        }
+        if let Some(reached) = &self.reached {
+            return Some(reached.clone());
+        }
+        let Some(directory) = &self.directory else { return Some("its directory cannot be looked at".to_owned()) };
+        let staging = directory.staging_parent;
+        if directory.filesystem.network {
+            return Some(format!("it is on a network filesystem ({})", directory.filesystem.kind));
+        }
+        if directory.filesystem.kind.starts_with("0x") {
+            return Some(format!("it is on a filesystem of an unknown kind ({})", directory.filesystem.kind));
+        }
+        if directory.filesystem.read_only {
+            return Some("its filesystem is mounted read-only".to_owned());
+        }
+        if staging.is_some_and(|staging| staging.kind != FileKind::Directory || staging.device != directory.stat.device)
+        {
+            return Some(format!("{}/.kvm-clone is no directory of ours", directory.path));
+        }
+        None
+    }
+}
+
 /// The VM of that name, where the request may replace one.
 pub(super) fn survey(
     host: &dyn Host,
