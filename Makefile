@@ -22,11 +22,12 @@ install: ## Install the Debian packages that building and testing need
 	tests/lab/install
 
 # The fuzz targets are only looked at here: without an instrumented build, and without libFuzzer.
-check: ## Format and lints
+check: ## Format, lints, and whether the mutations still apply
 	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	tests/mutations --check
 	CUSTOM_LIBFUZZER_PATH=/none/libnone.a $(CARGO) check --manifest-path fuzz/Cargo.toml --bins --target-dir target/tmp/fuzz
 
 agent: ## The agent as tests use it: static, as it is shipped
