@@ -501,6 +501,9 @@ pub trait Host {
 
     /// What a block device is; `None` when there is nothing, or no block device.
     fn device(&self, path: &str) -> Result<Option<DeviceFacts>, Fault>;
+    /// Nodes of the block devices that share bytes with the one that this names: itself, its partitions, and what it is a
+    /// partition of.
+    fn devices_like(&self, identity: &str) -> Result<Vec<String>, Fault>;
     /// Opens a block device that must be this one (`Changed`), and that no filesystem and no other device uses (`InUse`), for as
     /// long as the agent lives: until then it stays so, and may be written to. A second time is `Ok`.
     fn hold_device(&self, path: &str, identity: &str) -> Result<Inode, Fault>;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use nix::sys::stat::{major, minor};
 use crate::failure::{errno, failure, refused};
 use crate::files::{image_bytes, open};
 
+/// Where the kernel lists all block devices, partitions too.
+const DEVICES: &str = "/sys/class/block";
 /// Devices held at a time.
 const DEVICES_MAX: usize = 1_000;
 
@@ -119,16 +122,44 @@ fn line_of(path: &Path) -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
+/// Which devices share bytes with the one that this names. Opens none but loop devices, which only their own ioctl tells apart.
+pub fn like(identity: &str) -> Result<Vec<String>, Failure> {
+    let failed = |error: io::Error| refused(format!("look through {DEVICES}"), errno(&error));
+    let mut nodes = Vec::new();
+    for entry in fs::read_dir(DEVICES).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // The kernel's own way to write a name with a slash in it.
+        let node = format!("/dev/{}", entry.file_name().to_string_lossy().replace('!', "/"));
+        let Ok(directory) = fs::canonicalize(entry.path()) else { continue };
+        let named = identity_at(&directory, || backing_of(&open(&node, OpenOptions::new().read(true)).ok()?));
+        if named.is_some_and(|named| overlap(&named, identity)) {
+            nodes.push(node);
+        }
+    }
+    nodes.sort();
+    Ok(nodes)
+}
+
+/// Are these the same device, or is one a partition of the other? The identity of a partition begins with that of its disk.
+fn overlap(one: &str, other: &str) -> bool {
+    let is_part = |part: &str, of: &str| part.strip_prefix(of).is_some_and(|rest| rest.starts_with("-from-"));
+    one == other || is_part(one, other) || is_part(other, one)
+}
+
 /// What names a device for good, over boots and under any path; `None`: nothing does.
 fn identity_of(file: &File, number: u64) -> Option<String> {
-    let directory = fs::canonicalize(kernel_directory(number)).ok()?;
+    identity_at(&fs::canonicalize(kernel_directory(number)).ok()?, || backing_of(file))
+}
+
+/// The same, from the directory where the kernel says what it knows, and what a loop device stands on.
+fn identity_at(directory: &Path, backing: impl FnOnce() -> Option<String>) -> Option<String> {
     let identity = if directory.join("partition").exists() {
         let disk = identity_of_disk(directory.parent()?)?;
         format!("{disk}-from-{}", line_of(&directory.join("start"))?)
     } else if directory.join("loop").exists() {
-        backing_of(file)?
+        backing()?
     } else {
-        identity_of_disk(&directory)?
+        identity_of_disk(directory)?
     };
     Some(identity).filter(|identity| identity.len() <= IDENTITY_BYTES_MAX)
 }
@@ -191,6 +222,15 @@ mod tests {
         assert_eq!(as_name("t10.ATA     QEMU HARDDISK   QM00001 "), "t10.ATA_QEMU_HARDDISK_QM00001");
         assert_eq!(as_name("LVM-abc/../x"), "LVM-abc_.._x");
         assert_eq!(as_name("naa.5000c500a1b2c3d4"), "naa.5000c500a1b2c3d4");
+    }
+
+    #[test]
+    fn a_disk_and_its_partitions_share_bytes() {
+        assert!(
+            overlap("wwn-a", "wwn-a") && overlap("wwn-a-from-2048", "wwn-a") && overlap("wwn-a", "wwn-a-from-2048")
+        );
+        assert!(!overlap("wwn-a", "wwn-ab") && !overlap("wwn-a-from-2048", "wwn-a-from-20480"));
+        assert_eq!(like("wwn-of-nothing"), Ok(Vec::new()));
     }
 
     #[test]

@@ -287,6 +287,12 @@ pub enum Request {
         /// Its node.
         path: String,
     },
+    /// Which block devices share bytes with the one of this name: itself under any node, its partitions, and what it is a
+    /// partition of. Reply: `Names` with their nodes.
+    DevicesLike {
+        /// What names it, as `Device` told, here or on another host.
+        identity: String,
+    },
     /// Opens a block device, which must be this one (`Changed`) and used by no filesystem and no other device (`InUse`), and
     /// keeps it until the agent ends: until then it stays so, and may be written to by `ReceiveChunks`. A second time is fine.
     /// Changing. Reply: `Made` with its node's inode.

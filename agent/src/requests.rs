@@ -104,6 +104,7 @@ impl Worker {
             | Request::Resolve { .. }
             | Request::Filesystem { .. }
             | Request::Device { .. }
+            | Request::DevicesLike { .. }
             | Request::IdsOf { .. } => look(request),
             Request::Counts => Ok(Reply::Counts(counts::now())),
             Request::RunTool { tool } => {
@@ -312,6 +313,7 @@ fn look(request: Request) -> Result<Reply, Failure> {
             check_path(&path)?;
             devices::look(&path).map(Reply::Device)
         }
+        Request::DevicesLike { identity } => devices::like(&identity).map(|nodes| Reply::Names(Some(nodes))),
         Request::IdsOf { user, group } => {
             filesystem::ids_of(&user, &group).map(|(user, group)| Reply::Ids { user, group })
         }

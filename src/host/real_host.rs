@@ -381,6 +381,18 @@ impl Host for RealHost {
         )
     }
 
+    fn devices_like(&self, identity: &str) -> Result<Vec<String>, Fault> {
+        let request = Request::DevicesLike { identity: identity.into() };
+        self.quick(
+            &request,
+            || format!("look for the device {identity}"),
+            |reply| match reply {
+                Reply::Names(names) => names,
+                _ => None,
+            },
+        )
+    }
+
     fn hold_device(&self, path: &str, identity: &str) -> Result<Inode, Fault> {
         let request = Request::HoldDevice { path: path.into(), identity: identity.into() };
         self.quick(&request, || format!("hold the device {path}"), made)

@@ -92,11 +92,10 @@ fn check_device(report: &mut Report, survey: &Survey, file: &SourceFile, target:
         ),
         "Give a device that has one; a volume of LVM does.",
     );
-    refuse(
-        target.is_of_source,
-        format!("{path} is the very device that a disk of the source VM is on, or the one is a part of the other"),
-        "Give another device.",
-    );
+    if let Some(who) = &target.used_on_source {
+        let source = &survey.source.name;
+        refuse(true, format!("{path} is a device that {source} sees too, and uses ({who})"), "Give another device.");
+    }
     if let Some(who) = &target.reached {
         refuse(true, format!("{path}: {who}"), "Give another device, or undefine what is not needed any more.");
     }
@@ -188,7 +187,7 @@ mod tests {
             facts: Some(facts),
             reached: None,
             claim: None,
-            is_of_source: false,
+            used_on_source: None,
         };
         survey.destination.devices.insert(TYPED.into(), device);
         (request, survey)
@@ -257,7 +256,11 @@ mod tests {
             (BlockerKind::Device, |_, s| facts(s).read_only = true, &["cannot be written to"]),
             (BlockerKind::Device, |_, s| facts(s).bytes = 9 * GIB, &["9.66 GB", "needs 10.7"]),
             (BlockerKind::Device, |_, s| facts(s).identity = None, &["nothing names /dev/dm-3 for good"]),
-            (BlockerKind::Device, |_, s| device(s).is_of_source = true, &["the source VM is on"]),
+            (
+                BlockerKind::Device,
+                |_, s| device(s).used_on_source = Some("/dev/sdx there: the VM web reaches it".into()),
+                &["kvm1 sees too", "the VM web"],
+            ),
             (
                 BlockerKind::Device,
                 |_, s| device(s).reached = Some("the VM db names it".into()),

@@ -15,7 +15,7 @@ use crate::reach::Reached;
 use crate::request::Request;
 use crate::steps::host_record::{CLAIMS, DEVICE_CLAIMS, HOST_ROOT, parent_of};
 use crate::survey::placement;
-use crate::world::{Fault, FaultKind, FileKind, Host};
+use crate::world::{Fault, FaultKind, Host, readable};
 
 pub(super) fn survey(
     host: &dyn Host,
@@ -126,28 +126,32 @@ fn devices(host: &dyn Host, request: &Request) -> Result<BTreeMap<String, Target
         let identity = facts.as_ref().and_then(|facts| facts.identity.clone());
         let claim = identity.map_or(Ok(None), |identity| claim_at(host, format!("{DEVICE_CLAIMS}/{identity}")))?;
         let reached = reached.by(&path)?;
-        Ok((typed.clone(), TargetDevice { path, facts, reached, claim, is_of_source: false }))
+        Ok((typed.clone(), TargetDevice { path, facts, reached, claim, used_on_source: None }))
     };
     request.overwritten.iter().map(look).collect()
 }
 
-/// Is a disk of the source VM on that very device, on a partition of it, or on all of what it is a partition of?
-pub(super) fn is_of_source(host: &dyn Host, source: &SourceSurvey, device: &TargetDevice) -> Result<bool, Fault> {
-    let Some(identity) = device.identity() else { return Ok(false) };
-    for image in source.files.iter().filter_map(SourceFile::image) {
-        if image.stat.kind == FileKind::BlockDevice
-            && host.device(&image.path)?.and_then(|facts| facts.identity).is_some_and(|own| overlap(&own, identity))
-        {
-            return Ok(true);
+/// Who uses that device on the source's host, which may see it too: a VM, or that host itself. Also a part of it, or all of what it
+/// is a part of.
+pub(super) fn used_on_source(host: &dyn Host, device: &TargetDevice) -> Result<Option<String>, Fault> {
+    let Some(identity) = device.identity() else { return Ok(None) };
+    let nodes = host.devices_like(identity)?;
+    if nodes.is_empty() {
+        return Ok(None);
+    }
+    let reached = Reached::on(host, None)?;
+    for node in nodes {
+        if let Some(who) = reached.by(&node)? {
+            return Ok(Some(format!("{node} there: {who}")));
+        }
+        // What cannot be opened may be used all the same.
+        if readable(host.device(&node))?.is_none_or(|facts| facts.is_some_and(|facts| facts.in_use)) {
+            return Ok(Some(format!(
+                "{node} there has partitions, or is mounted, swapped on, or part of another device"
+            )));
         }
     }
-    Ok(false)
-}
-
-/// Are these the same device, or is one a partition of the other? The identity of a partition begins with that of its disk.
-fn overlap(one: &str, other: &str) -> bool {
-    let is_part = |part: &str, of: &str| part.strip_prefix(of).is_some_and(|rest| rest.starts_with("-from-"));
-    one == other || is_part(one, other) || is_part(other, one)
+    Ok(None)
 }
 
 /// Which of the media that are not copied are there.

@@ -410,8 +410,8 @@ pub struct TargetDevice {
     pub reached: Option<String>,
     /// Who has reserved it.
     pub claim: Option<ClaimFacts>,
-    /// A disk of the source VM is on the same device, which both hosts see.
-    pub is_of_source: bool,
+    /// Who uses the same device, or a part of it, on the source's host, in words.
+    pub used_on_source: Option<String>,
 }
 
 impl TargetDevice {
@@ -501,8 +501,9 @@ pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> R
     let source = source::survey(source_host, request)?;
     let new_name = request.clone_name(&source.vm.brief.name)?;
     let mut destination = destination::survey(destination_host, request, &source, &new_name)?;
-    for device in destination.devices.values_mut() {
-        device.is_of_source = destination::is_of_source(source_host, &source, device)?;
+    let is_one_machine = source.host.machine_id == destination.host.machine_id;
+    for device in destination.devices.values_mut().filter(|_| !is_one_machine) {
+        device.used_on_source = destination::used_on_source(source_host, device)?;
     }
     let of_source = (source_host, &source);
     destination.old = old_vm::survey(destination_host, request, of_source, new_name.as_str())?;

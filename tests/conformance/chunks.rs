@@ -442,6 +442,8 @@ fn a_device_is_written_to_only_while_it_is_held(ground: &dyn Ground) {
     let identity = facts.identity.clone().unwrap();
     assert_eq!((facts.bytes, facts.in_use, facts.read_only), (old.len() as u64, false, false));
     assert!(!identity.contains('/') && identity.len() <= 200, "{identity}");
+    assert!(owner.host.devices_like(&identity).unwrap().contains(&device));
+    assert_eq!(owner.host.devices_like("another").unwrap(), Vec::<String>::new());
 
     owner.host.allow(std::slice::from_ref(&device)).unwrap();
     let job = copy_job(&owner, ground, ZeroChunks::Punch);

@@ -377,6 +377,13 @@ impl Host for SimHost {
         self.look(&|| format!("look at device {path}"), move |machine, _| Ok(machine.files.device_facts(&owned)))
     }
 
+    fn devices_like(&self, identity: &str) -> Result<Vec<String>, Fault> {
+        let owned = identity.to_owned();
+        self.look(&|| format!("look for the device {identity}"), move |machine, _| {
+            Ok(machine.files.devices_like(&owned))
+        })
+    }
+
     fn hold_device(&self, path: &str, identity: &str) -> Result<Inode, Fault> {
         let (owned, identity) = (path.to_owned(), identity.to_owned());
         self.look(&|| format!("hold device {path}"), move |machine, agent| {

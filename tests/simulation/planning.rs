@@ -99,6 +99,55 @@ fn a_guest_is_planned_and_nothing_is_touched() {
     assert!(plan.definition.contains("<emulator>/usr/bin/qemu-system-x86_64</emulator>"), "{}", plan.definition);
 }
 
+/// Both hosts see one device, and the destination cannot tell that the source's host uses it.
+#[test]
+fn a_device_that_the_source_s_host_uses_too_is_refused() {
+    const TARGET: &str = "/dev/target";
+    let onto_target = |world: &SimWorld| {
+        let disk_map = vec![format!("vda={TARGET}").parse().unwrap()];
+        run(world, &Request { disk_map, overwritten: vec![TARGET.into()], ..request() }).unwrap().report
+    };
+    let put_device = |core: &mut Core, side: Side, path: &str| {
+        let files = &mut core.machine_mut(side).files;
+        let mut content = Content::default();
+        content.set_size(8 << 20);
+        files.make_file(path, 0o660, content).unwrap();
+        files.make_device(path);
+        files.device_facts(path).unwrap().identity.unwrap()
+    };
+    let shared = |world: &SimWorld| {
+        world.with(|core| {
+            for side in [Side::Source, Side::Destination] {
+                core.machine_mut(side).files.make_dir("/dev", 0o755).unwrap();
+            }
+            let target = put_device(core, Side::Destination, TARGET);
+            let same = (0..1000).map(|number| format!("/dev/sd{number}"));
+            same.into_iter().find(|node| put_device(core, Side::Source, node) == target).expect("inodes are counted up")
+        })
+    };
+    let world = world();
+    let node = shared(&world);
+    assert_eq!(onto_target(&world).blockers, [], "a device that nobody uses");
+    world.with(|core| {
+        let source = core.machine_mut(Side::Source);
+        let theirs = scene::definition("theirs", DomainUuid([0x33; 16]), &[("vda", "raw", &node)]);
+        source.libvirt.define(&mut source.files, &theirs).unwrap();
+    });
+    let by_a_vm = onto_target(&world).blockers;
+    assert_eq!(by_a_vm.iter().map(|one| one.kind).collect::<Vec<_>>(), [BlockerKind::Device]);
+    assert!(by_a_vm[0].message.contains("the VM theirs reaches it"), "{by_a_vm:?}");
+
+    let world = self::world();
+    let node = shared(&world);
+    world.with(|core| {
+        let files = &mut core.machine_mut(Side::Source).files;
+        let device = files.find(&node).unwrap();
+        files.mounted.insert(device);
+    });
+    let by_the_host = onto_target(&world).blockers;
+    assert!(by_the_host.len() == 1 && by_the_host[0].message.contains("or is mounted"), "{by_the_host:?}");
+}
+
 /// A chain of three below the first disk: asked for, it is one image, of which every file counts.
 #[test]
 fn a_chain_is_planned_as_one_image_where_it_is_flattened() {

@@ -11,7 +11,7 @@ use super::ProtocolError;
 pub const PREAMBLE: [u8; 20] = *b"\n\0kvm-clone-agent\0\r\n";
 
 /// Raised by every change of the protocol: both ends must have the same. The frame header carries it.
-pub const PROTOCOL_VERSION: u8 = 6;
+pub const PROTOCOL_VERSION: u8 = 7;
 
 /// Bytes of an encoded [`FrameHeader`].
 pub const FRAME_HEADER_BYTES: usize = 12;

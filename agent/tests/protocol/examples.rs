@@ -103,6 +103,7 @@ fn requests() -> Vec<Request> {
         Request::Counts,
         Request::Relabel { path: path() },
         Request::Device { path: path() },
+        Request::DevicesLike { identity: "wwn-naa.5000c500a1b2c3d4-from-2048".into() },
         Request::HoldDevice { path: path(), identity: "wwn-naa.5000c500a1b2c3d4".into() },
     ]
 }
@@ -145,6 +146,7 @@ fn request_name(request: &Request) -> &'static str {
         Request::Counts => "counts",
         Request::Relabel { .. } => "relabel",
         Request::Device { .. } => "device",
+        Request::DevicesLike { .. } => "devices-like",
         Request::HoldDevice { .. } => "hold-device",
     }
 }

@@ -53,6 +53,12 @@ impl Filesystem {
         })
     }
 
+    pub fn devices_like(&self, identity: &str) -> Vec<String> {
+        let is_named =
+            |path: &String| self.device_facts(path).is_some_and(|facts| facts.identity.as_deref() == Some(identity));
+        self.walk().into_keys().filter(is_named).collect()
+    }
+
     /// A device number is another one after every boot.
     fn device(&self, mount: usize) -> u64 {
         0x100 * (self.boots + 1) + mount as u64
