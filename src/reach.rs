@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal_format::{DomainUuid, Inode};
 
-use crate::domain::named::{ImagePlace, named_images, names_path};
+use crate::domain::named::{ImagePlace, named_images, named_paths, names_path};
 use crate::domain::qcow2::{HEADER_READ_BYTES, Header};
+use crate::domain::{Definition, SnapshotDefinition};
 use crate::records::{RecordState, host_records};
 use crate::world::{Fault, FileKind, FileStat, Host, PoolFacts, readable};
 
@@ -26,9 +27,12 @@ type FileId = (u64, Inode);
 /// Everything that is reached on a host.
 pub struct Reached<'h> {
     host: &'h dyn Host,
+    /// Images, and what is below them: with who reaches them.
     files: BTreeMap<FileId, String>,
-    /// Definitions, with whose they are.
-    definitions: Vec<(String, String)>,
+    /// Other paths that are named, such as those of firmware variables: where each leads, and who names it.
+    named: BTreeMap<String, (Option<String>, String)>,
+    /// Definitions and snapshots, with whose they are.
+    documents: Vec<(String, String)>,
     /// Something that may reach anything, in words.
     unreadable: Option<String>,
 }
@@ -44,17 +48,23 @@ pub struct Leaving {
 impl<'h> Reached<'h> {
     /// Looks at all domains with their snapshots, all pools and all host records, but for who is leaving.
     pub fn on(host: &'h dyn Host, leaving: Option<&Leaving>) -> Result<Self, Fault> {
-        let mut reached = Self { host, files: BTreeMap::new(), definitions: Vec::new(), unreadable: None };
+        let (files, named) = (BTreeMap::new(), BTreeMap::new());
+        let mut reached = Self { host, files, named, documents: Vec::new(), unreadable: None };
         let pools = host.pools()?;
         for brief in host.domains()?.into_iter().filter(|brief| leaving.is_none_or(|one| brief.uuid != one.vm)) {
             let Some(facts) = host.domain(brief.uuid)? else { continue };
             let who = format!("the VM {}", brief.name);
             for definition in std::iter::once(facts.definition).chain(host.live_definition(brief.uuid)?) {
-                reached.add_domain(&who, definition, &pools)?;
+                match Definition::parse(&definition) {
+                    Ok(read) => reached.add_document(&who, definition, &[read], &pools)?,
+                    Err(_) => reached.fail(format!("the definition of {who}")),
+                }
             }
-            if facts.snapshots > 0 {
-                let snapshots = host.snapshots(brief.uuid)?.into_iter();
-                reached.definitions.extend(snapshots.map(|snapshot| (who.clone(), snapshot.definition)));
+            let snapshots = if facts.snapshots > 0 { host.snapshots(brief.uuid)? } else { Vec::new() };
+            for snapshot in snapshots {
+                let read = SnapshotDefinition::parse(&snapshot.definition).ok();
+                let definitions: Vec<_> = read.iter().flat_map(SnapshotDefinition::definitions).cloned().collect();
+                reached.add_document(&who, snapshot.definition, &definitions, &pools)?;
             }
         }
         for pool in &pools {
@@ -73,30 +83,47 @@ impl<'h> Reached<'h> {
         if let Some(who) = self.files.get(&(stat.device, stat.inode)) {
             return Ok(Some(format!("{who} reaches it")));
         }
-        let mut definitions = self.definitions.iter();
-        let names = definitions.find(|(_, definition)| names_path(definition, path).unwrap_or(true));
-        Ok(names.map(|(who, _)| format!("{who} names it")))
+        let named = self.named.values().find(|(real, _)| real.as_deref() == Some(path)).map(|(_, who)| who);
+        let in_words = || self.documents.iter().find(|(_, document)| names_path(document, path).unwrap_or(true));
+        let who = named.or_else(|| in_words().map(|(who, _)| who));
+        Ok(who.map(|who| format!("{who} names it")))
     }
 
-    fn add_domain(&mut self, who: &str, definition: String, pools: &[PoolFacts]) -> Result<(), Fault> {
-        match named_images(&definition) {
-            Ok(images) => {
-                for image in images {
-                    let path = match image.place {
-                        ImagePlace::Path(path) => path,
-                        // A volume of a pool that is no directory is no file.
-                        ImagePlace::Volume { pool, volume } => {
-                            let pool = pools.iter().find(|known| known.name == pool);
-                            let Some(directory) = pool.and_then(|pool| pool.path.as_ref()) else { continue };
-                            format!("{directory}/{volume}")
-                        }
-                    };
-                    self.follow(who, path, image.format.as_deref() == Some("raw"))?;
+    /// A domain's definition or a snapshot's document, with the definitions that it holds.
+    fn add_document(
+        &mut self,
+        who: &str,
+        document: String,
+        definitions: &[Definition],
+        pools: &[PoolFacts],
+    ) -> Result<(), Fault> {
+        let (Ok(images), Ok(mut paths)) = (named_images(&document), named_paths(&document)) else {
+            self.fail(format!("a definition of {who}"));
+            return Ok(());
+        };
+        for image in images {
+            let path = match image.place {
+                ImagePlace::Path(path) => path,
+                // A volume of a pool that is no directory is no file.
+                ImagePlace::Volume { pool, volume } => {
+                    let pool = pools.iter().find(|known| known.name == pool);
+                    let Some(directory) = pool.and_then(|pool| pool.path.as_ref()) else { continue };
+                    format!("{directory}/{volume}")
                 }
-            }
-            Err(_) => self.fail(format!("the definition of {who}")),
+            };
+            self.follow(who, path, image.format.as_deref() == Some("raw"))?;
         }
-        self.definitions.push((who.to_owned(), definition));
+        paths.extend(definitions.iter().filter_map(Definition::variables_path));
+        for path in paths {
+            if self.named.contains_key(&path) {
+                continue;
+            }
+            match readable(self.host.resolve(&path))? {
+                Some(real) => drop(self.named.insert(path, (real, who.to_owned()))),
+                None => self.fail(format!("{path}, which {who} names,")),
+            }
+        }
+        self.documents.push((who.to_owned(), document));
         Ok(())
     }
 

@@ -1,11 +1,13 @@
 //! What files a definition names: its disks' images with their formats, and whether it names a path anywhere at all.
 
-use roxmltree::Node;
+use std::collections::BTreeSet;
+
+use roxmltree::{Document, Node};
 
 use super::DomainError;
 use super::definition::{Definition, attribute};
 use super::places;
-use super::xml::{child, is_plain, named, parse};
+use super::xml::{child, is_plain, parse};
 
 /// An image that a definition names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +32,12 @@ pub enum ImagePlace {
     },
 }
 
-/// The images of all disks and drives: top ones, those below that the definition names itself, and mirrors.
+/// The images of all disks and drives: top ones, those below that the definition names itself, and mirrors. Of a snapshot too,
+/// with those of the definitions in it.
 pub fn named_images(definition: &str) -> Result<Vec<NamedImage>, DomainError> {
     let document = parse(definition)?;
-    let devices = child(document.root_element(), "devices");
-    let disks = devices.into_iter().flat_map(|devices| named(devices, "disk"));
-    let sources = disks.flat_map(|disk| disk.descendants().filter(|node| is_plain(*node, "source")));
+    let is_in_disk = |node: &Node<'_, '_>| node.ancestors().any(|above| is_plain(above, "disk"));
+    let sources = document.descendants().filter(|node| is_plain(*node, "source") && is_in_disk(node));
     Ok(sources.filter_map(named_image).collect())
 }
 
@@ -50,17 +52,21 @@ fn named_image(source: Node<'_, '_>) -> Option<NamedImage> {
     Some(NamedImage { place, format: child(owner, said_by).and_then(|node| attribute(node, "type")) })
 }
 
-/// Does it name this path anywhere in an attribute or text, as QEMU's own options do among others? So do firmware variables that
-/// libvirt finds by the domain's name.
+/// Does it name this path anywhere in an attribute or text, as QEMU's own options do among others?
 pub fn names_path(definition: &str, path: &str) -> Result<bool, DomainError> {
+    Ok(texts(&parse(definition)?).any(|text| holds(text, path)))
+}
+
+/// Whatever is nothing but an absolute path, in an attribute or text: of firmware, variables, files of devices.
+pub fn named_paths(definition: &str) -> Result<BTreeSet<String>, DomainError> {
     let document = parse(definition)?;
-    let mut texts = document.descendants().filter_map(|node| node.text()).map(str::trim);
-    let in_attribute = |node: Node<'_, '_>| node.attributes().any(|attribute| holds(attribute.value(), path));
-    if texts.any(|text| holds(text, path)) || document.descendants().any(in_attribute) {
-        return Ok(true);
-    }
-    let read = Definition::parse(definition)?;
-    Ok(read.variables_path().as_deref() == Some(path))
+    let is_path = |text: &&str| text.starts_with('/') && !text.contains(char::is_control);
+    Ok(texts(&document).filter(is_path).map(str::to_owned).collect())
+}
+
+fn texts<'a>(document: &'a Document<'_>) -> impl Iterator<Item = &'a str> {
+    let values = |node: Node<'a, '_>| node.attributes().map(|attribute| attribute.value()).collect::<Vec<_>>();
+    document.descendants().flat_map(move |node| values(node).into_iter().chain(node.text().map(str::trim)))
 }
 
 /// Is this path in a text, and does it end there?
@@ -114,10 +120,23 @@ mod tests {
     }
 
     #[test]
+    fn images_of_a_snapshot_are_named_with_those_of_its_definitions() {
+        let snapshot = format!(
+            "<domainsnapshot><name>monday</name><disks><disk name='vda' snapshot='external'><driver type='qcow2'/>
+             <source file='/a/monday.qcow2'/></disk></disks>{DEFINITION}</domainsnapshot>"
+        );
+        let images = named_images(&snapshot).unwrap();
+        assert_eq!(images.len(), 6);
+        assert_eq!(images[0].place, ImagePlace::Path("/a/monday.qcow2".into()));
+    }
+
+    #[test]
     fn a_path_is_named_wherever_it_stands() {
-        for path in ["/a/base.img", "/var/log/serial", "/var/lib/libvirt/qemu/nvram/web_VARS.fd"] {
+        for path in ["/a/base.img", "/var/log/serial"] {
             assert!(names_path(DEFINITION, path).unwrap(), "{path}");
         }
+        let paths = ["/a/base.img", "/a/top.qcow2", "/b/copy.qcow2", "/dev/sdx", "/var/log/serial"];
+        assert_eq!(named_paths(DEFINITION).unwrap(), paths.map(str::to_owned).into());
         assert!(!names_path(DEFINITION, "/a/bas").unwrap());
         let options = "file=/a/old.qcow2,format=qcow2,if=none";
         assert!(holds(options, "/a/old.qcow2") && !holds(options, "/a/old"));

@@ -51,6 +51,7 @@ mod old_vm;
 mod oracle;
 mod overtaken;
 mod planning;
+mod reached;
 mod removed;
 mod replacing;
 mod rivals;
