@@ -3,7 +3,6 @@
 
 use journal_format::{ControllerId, ImageFormat, ImageRoleV1};
 
-use super::replace::is_up_to_date;
 use super::{BlockerKind, Report, WarningKind};
 use crate::report::quantity::bytes;
 use crate::request::Request;
@@ -12,10 +11,6 @@ use crate::survey::{SourceFile, Survey, TargetDevice};
 use crate::world::DeviceFacts;
 
 pub(super) fn check(report: &mut Report, request: &Request, survey: &Survey, controller: &ControllerId) {
-    // Where there is nothing to do, the device is the clone's disk already.
-    if is_up_to_date(request, survey) {
-        return;
-    }
     let mapped = || survey.source.files.iter().filter_map(|file| Some((file, device_of(request, file)?)));
     for (file, typed) in mapped() {
         let Some(target) = survey.destination.devices.get(typed) else { continue };

@@ -284,11 +284,14 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     snapshots::check(&mut report, survey);
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
-    place::check_directories(&mut report, request, survey);
-    place::warn_of_bases(&mut report, survey);
+    // What is there already needs no room, and runs as it is.
+    if !replace::is_up_to_date(request, survey) {
+        place::check_directories(&mut report, request, survey);
+        place::warn_of_bases(&mut report, survey);
+        devices::check(&mut report, request, survey, controller);
+        fit::check(&mut report, request, survey);
+    }
     disk_map::check(&mut report, request, survey);
-    devices::check(&mut report, request, survey, controller);
-    fit::check(&mut report, request, survey);
     report
 }
 

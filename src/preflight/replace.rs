@@ -78,6 +78,13 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
     };
     let saved =
         if old.vm.managed_save && !request.keep_replaced { " Its saved memory state goes with it." } else { "" };
+    let lost = match (old.vm.snapshots, old.vm.checkpoints) {
+        (0, 0) => String::new(),
+        _ if request.keep_replaced => String::new(),
+        (snapshots, checkpoints) => {
+            format!(" What libvirt knows of its snapshots ({snapshots}) and checkpoints ({checkpoints}) goes with it.")
+        }
+    };
     let stopped = match (replaced.running, request.stop) {
         (false, _) | (true, StopModeV1::Never) => "",
         (true, StopModeV1::Save) => {
@@ -98,7 +105,7 @@ pub(super) fn warn(report: &mut Report, request: &Request, survey: &Survey, plan
         WarningKind::Replaces,
         host,
         format!(
-            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}{saved}{then}",
+            "{host}: VM {name} is there already (UUID {}): {}. It will be replaced: {end}.{stopped}{saved}{lost}{then}",
             old.vm.brief.uuid,
             describe(survey, old)
         ),

@@ -31,6 +31,16 @@ pub struct LeftFile {
     pub why: String,
 }
 
+/// As it is written on the command line.
+pub fn stop_word(stop: StopModeV1) -> &'static str {
+    match stop {
+        StopModeV1::Shutdown => "shutdown",
+        StopModeV1::Save => "save",
+        StopModeV1::Destroy => "destroy",
+        StopModeV1::Never => "never",
+    }
+}
+
 impl ReplacedView {
     /// Of a plan; `None`: it replaces nothing.
     pub fn of(plan: &PlanV1) -> Option<Self> {
@@ -46,12 +56,7 @@ impl ReplacedView {
             vm_name: plan.request.new_name.clone(),
             vm_uuid: old.uuid.to_string(),
             running: old.running,
-            stop: match old.stop {
-                StopModeV1::Shutdown => "shutdown",
-                StopModeV1::Save => "save",
-                StopModeV1::Destroy => "destroy",
-                StopModeV1::Never => "never",
-            },
+            stop: stop_word(old.stop),
             kept_as: old.keep.then(|| old.kept_name.clone()),
             deleted,
             left,

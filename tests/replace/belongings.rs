@@ -129,6 +129,9 @@ fn replaced_and_rolled_back(kind: Kind) {
     let clean = ground.lab.controller();
     let finished = run(&clean, arguments(kind)).expect(0);
     assert_eq!(kind == Kind::Saved, finished.stderr.contains("saved memory state"), "{}", finished.stderr);
+    let told =
+        if kind == Kind::Off { "snapshots (0) and checkpoints (1)" } else { "snapshots (1) and checkpoints (0)" };
+    assert!(finished.stderr.contains(told), "{}", finished.stderr);
     assert_gone(&ground, kind, &uuid);
     ground.clear();
 

@@ -139,3 +139,39 @@ fn a_clone_that_keeps_its_identity_is_marked_and_replaces_no_vm_of_the_same_uuid
     let same_host = controller.run(["run", "a", "a", SOURCE, "--preserve-uuid"]).expect(5);
     assert!(same_host.stderr.contains("has the UUID"), "{}", same_host.stderr);
 }
+
+/// A VM that the new words keep is not deleted by what older words began.
+#[test]
+fn an_unfinished_replacement_is_resumed_only_as_it_was_begun() {
+    let ground = Ground::new();
+    ground.put_old(false);
+    let old = uuid(&ground);
+    let controller = ground.lab.controller();
+    let killed = controller.clone().env("KVM_CLONE_CRASH_AT", "after:4");
+    assert_eq!(run(&killed, &["--idempotent"]).signal(), Some(9));
+    let txn = controller.only_txn();
+    for flags in [&["--idempotent", "--keep-replaced"][..], &["--idempotent", "--stop", "destroy"]] {
+        let says = [&*txn, "without --keep-replaced, --stop shutdown", "resume", "rollback"];
+        run(&controller, flags).expect(5).says(&says);
+        assert_eq!(uuid(&ground), old);
+    }
+    run(&controller, &["--idempotent"]).expect(0);
+    ground.assert_replaced(&old, &[], "resumed as it was begun");
+}
+
+/// The clone itself may have taken all the room that a second one would need.
+#[test]
+fn what_is_up_to_date_needs_no_room() {
+    let ground = Ground::new();
+    let b = ground.lab.b();
+    let small = "/srv/small";
+    std::fs::create_dir_all(b.path(small)).unwrap();
+    b.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small]);
+    let controller = ground.lab.controller();
+    let words = ["--idempotent", "--directory", small];
+    run(&controller, &words).expect(0);
+    run(&controller, &["--directory", small, "--new-name", "second"]).expect(5).says(&["Insufficient disk space"]);
+    assert_eq!(run(&controller, &[&words[..], &["--json"]].concat()).expect(0).json()["status"], "up_to_date");
+    b.virsh(["undefine", CLONE]);
+    b.run(["umount", small]);
+}
