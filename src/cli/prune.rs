@@ -25,10 +25,10 @@ const KEEP_DEFAULT_TRANSACTIONS: usize = 100;
 /// Which of the finished transactions go; with both options those that both allow. Without any: --older-than 30d --keep 100.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
-    /// Only what ended longer ago than this: 90m, 12h, 30d or 8w
+    /// Only what ended longer ago than this: 90m, 12h, 30d or 8w [default: 30d where --keep is not given either]
     #[arg(long, value_name = "AGE")]
     older_than: Option<Age>,
-    /// Keep this many that ended last
+    /// Keep this many that ended last [default: 100 where --older-than is not given either]
     #[arg(long, value_name = "NUMBER")]
     keep: Option<usize>,
     /// Only say what would be removed

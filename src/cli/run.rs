@@ -88,8 +88,9 @@ pub struct RunArgs {
     /// Replace a VM of the clone's name, after the clone is whole beside it
     #[arg(long)]
     force: bool,
-    /// Safe to run again and again: nothing to do where an unchanged clone of this VM is there, else it is replaced; an
-    /// unfinished transaction of the same request is resumed
+    /// Safe to run again and again: nothing to do where a clone of this VM is there whose disks, and whose source, are
+    /// unchanged; any other VM of the clone's name is replaced, whoever made it; an unfinished transaction of the same clone is
+    /// resumed, with the options that it was begun with
     #[arg(long)]
     idempotent: bool,
     /// How a running VM that is replaced may be stopped: shutdown (after 60 s it is switched off), save (its memory, for
@@ -289,7 +290,7 @@ fn tell_up_to_date(request: &Request, survey: &Survey) -> Told {
         word: "up to date".into(),
         value: json!({ "status": "up_to_date", "id": txn, "warnings": [] }),
         text: format!(
-            "{clone} on {to} is a clone of {source} on {from}, and neither was changed since: nothing to do{start}.\n"
+            "{clone} on {to} is a clone of {source} on {from}; the source and the clone's disks were not changed since: nothing to do{start}.\n"
         ),
         txn,
     }

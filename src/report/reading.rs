@@ -202,9 +202,9 @@ impl Reading<'_> {
 
     fn disk(&self, index: u32, disk: &ImageV1) -> DiskView {
         let transfer = self.outcome(StepV1::TransferImage { image: index });
-        let (root, missing_bytes, sent_bytes) = match transfer {
-            Some(OutcomeV1::Transferred { root, missing_bytes, sent_bytes, .. }) => {
-                (Some(root.to_string()), Some(*missing_bytes), Some(*sent_bytes))
+        let (roots, missing_bytes, sent_bytes) = match transfer {
+            Some(OutcomeV1::Transferred { root, source_root, missing_bytes, sent_bytes, .. }) => {
+                (Some((root, source_root)), Some(*missing_bytes), Some(*sent_bytes))
             }
             _ => (None, None, None),
         };
@@ -236,7 +236,8 @@ impl Reading<'_> {
             },
             missing_bytes,
             sent_bytes,
-            root,
+            root: roots.map(|(root, _)| root.to_string()),
+            source_root: roots.filter(|(root, source)| root != source).map(|(_, source)| source.to_string()),
             verification: match (verified, self.plan.request.options.verify) {
                 (true, _) => "re-read",
                 (false, true) => "pending",

@@ -72,6 +72,9 @@ fn head(log: &TransactionLog, text: &mut String) {
     line("Clone", &format!("{} on {} ({})", log.destination.vm_name, log.destination.host, log.destination.vm_uuid));
     if let Some(old) = &log.replaces {
         line("Replaces", &old.line());
+        for file in &old.left {
+            line("Left", &format!("{}: {}", printable(&file.path), printable(&file.why)));
+        }
     }
     line("Started", &log.started_at);
     if let Some(completed) = &log.completed_at {
@@ -123,6 +126,9 @@ fn disks(disks: &[DiskView]) -> String {
     for disk in disks {
         if let Some(root) = &disk.root {
             let _ = writeln!(text, "{} BLAKE3 {root}", printable(&disk.target));
+        }
+        if let Some(root) = &disk.source_root {
+            let _ = writeln!(text, "{} BLAKE3 {root} on the source", printable(&disk.target));
         }
     }
     text

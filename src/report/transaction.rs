@@ -196,6 +196,8 @@ pub struct DiskView {
     pub sent_bytes: Option<u64>,
     /// Plain BLAKE3 of the image, as `b3sum` prints it.
     pub root: Option<String>,
+    /// The same of the source's image, where that is another: it stands on images of other names.
+    pub source_root: Option<String>,
     /// `re-read`, `pending`, or `not re-read` where `--no-verify` was asked for.
     pub verification: &'static str,
 }
