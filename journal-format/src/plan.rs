@@ -64,6 +64,8 @@ pub struct BaseV1 {
     pub source_stamp: SourceStampV1,
     /// The destination's: its real path.
     pub path: String,
+    /// The inode of the directory that holds it: where its filesystem is not mounted, another has that name.
+    pub directory: Inode,
     /// What the destination's looked like when it was planned.
     pub stamp: FileStampV1,
     /// Plain BLAKE3 of both.

@@ -107,6 +107,10 @@ fn ending(context: &Context, present: &[Option<bool>], warnings: Vec<String>) ->
     }
     let images = || context.plan.images.iter().zip(present).map(|(image, present)| (&image.final_path, *present));
     missing.extend(images().filter(|(_, present)| *present == Some(false)).map(|(path, _)| path.clone()));
+    if keeps_other_name(context) {
+        // What its name was kept from it for.
+        missing.extend(context.plan.bases.iter().filter_map(|base| steps::broken_base(context, base).ok().flatten()));
+    }
     if missing.is_empty() {
         return Ending::Committed { warnings };
     }

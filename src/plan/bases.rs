@@ -16,6 +16,7 @@ pub(super) fn apart(survey: &Survey, images: Vec<ImageV1>) -> (Vec<ImageV1>, Vec
                 source_path: image.source_path,
                 source_stamp: image.source_stamp,
                 path: base.path.clone(),
+                directory: base.directory,
                 stamp: base.stamp,
                 root: base.root,
             }),

@@ -34,7 +34,7 @@ fn checked(survey: &mut Survey, disk: usize, check: ImageCheck) {
 fn base() -> BaseFacts {
     let stamp = FileStampV1 { inode: Inode(7), size: GIB, mtime_ns: 0 };
     let role = ImageRoleV1::Layer { target: "vda".into(), depth: 1 };
-    BaseFacts { role, path: "/srv/golden.img".into(), stamp, root: ChunkValue([7; 32]) }
+    BaseFacts { role, path: "/srv/golden.img".into(), directory: Inode(2), stamp, root: ChunkValue([7; 32]) }
 }
 
 /// Puts an image below the first disk that is read through it.

@@ -75,7 +75,12 @@ impl HoldBase {
     /// What was held once may be on a filesystem that is not mounted just now. Before that nothing was copied yet.
     fn gone(&self, context: &Context, base: &BaseV1) -> Failure {
         let was_held = context.history_of(self.as_step()).is_some_and(|step| step.done_at.is_some());
-        if was_held { not_there(context, base) } else { in_the_way(context, base, "is not there any more") }
+        if was_held {
+            let advice = "mount its filesystem or bring it back, then resume; if it is gone for good, roll back";
+            Failure::suspend(is_gone(context, base), advice)
+        } else {
+            in_the_way(context, base, "is not there any more")
+        }
     }
 
     /// It was read before anybody synced it: a power cut since may have kept its size and time, and not its bytes.
@@ -90,7 +95,7 @@ impl HoldBase {
 }
 
 /// The file that was read when the clone was planned, under one name alone: a staged image has two.
-pub(super) fn is_unchanged(base: &BaseV1, stat: &FileStat) -> bool {
+fn is_unchanged(base: &BaseV1, stat: &FileStat) -> bool {
     stat.kind == FileKind::File
         && stat.links == 1
         && (stat.inode, stat.size, stat.mtime_ns) == (base.stamp.inode, base.stamp.size, base.stamp.mtime_ns)
@@ -101,9 +106,20 @@ fn in_the_way(context: &Context, base: &BaseV1, what: &str) -> Failure {
     Failure::turn_back(what, "clone again, with --chain keep if it is to be copied")
 }
 
-pub(super) fn not_there(context: &Context, base: &BaseV1) -> Failure {
-    Failure::suspend(
-        format!("{} on {}, which the clone is to stand on, is not there", base.path, context.destination.name()),
-        "mount its filesystem or bring it back, then resume; if it is gone for good, roll back",
-    )
+/// What became of it: `None`, nothing; in words, what it is not any more. An error where its filesystem is not mounted.
+pub fn broken_base(context: &Context, base: &BaseV1) -> Result<Option<String>, Failure> {
+    let host = &context.destination;
+    match host.stat(&base.path)? {
+        Some(stat) if is_unchanged(base, &stat) => return Ok(None),
+        Some(_) => return Ok(Some(format!("{} as it was", base.path))),
+        None => {}
+    }
+    match host.stat(parent_of(&base.path))? {
+        Some(directory) if directory.inode == base.directory => Ok(Some(base.path.clone())),
+        _ => Err(Failure::suspend(is_gone(context, base), "mount its filesystem, then resume")),
+    }
+}
+
+fn is_gone(context: &Context, base: &BaseV1) -> String {
+    format!("{} on {}, which the clone is to stand on, is not there", base.path, context.destination.name())
 }

@@ -41,6 +41,7 @@ pub use self::create_staging::must_be_in_place;
 pub use self::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, transfers_of_mark};
 pub use self::define_snapshot::snapshot_directory;
 pub use self::delete_old_file::tpm_directories;
+pub use self::hold_base::broken_base;
 pub use self::old_variables::variables_by_name;
 pub use self::old_vm::{autostart_link, definition_file};
 pub use self::source::{look_at_source, paths_read, source_not_there, stamp_of, stamp_of_chain};

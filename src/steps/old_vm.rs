@@ -7,8 +7,7 @@ use journal_format::{DomainUuid, FileStampV1, OldVmRecordV1, PlanV1, ReplacedV1,
 
 use super::define_domain::{LIBVIRT_DEFINITIONS, torn_definition, unusable};
 use super::finish_domain::our_clone;
-use super::hold_base::{is_unchanged, not_there};
-use super::host_record::parent_of;
+use super::hold_base::broken_base;
 use super::set_autostart::LIBVIRT_AUTOSTART;
 use super::{Context, must_be_in_place};
 use crate::domain::{Definition, Rewrite, rewrite};
@@ -295,13 +294,8 @@ pub(super) fn missing_of_clone(context: &Context) -> Result<Option<String>, Fail
         return Ok(Some(missing));
     }
     for base in &context.plan.bases {
-        match context.destination.stat(&base.path)? {
-            Some(stat) if is_unchanged(base, &stat) => {}
-            // Of other directories nobody knows whether their filesystem is mounted.
-            None if !context.plan.directories.iter().any(|known| known.path == parent_of(&base.path)) => {
-                return Err(not_there(context, base));
-            }
-            _ => return Ok(Some(format!("{} as it was", base.path))),
+        if let Some(broken) = broken_base(context, base)? {
+            return Ok(Some(broken));
         }
     }
     Ok(None)

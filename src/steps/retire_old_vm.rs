@@ -41,7 +41,9 @@ impl CleanUpStep for RetireOldVm {
         }
         Ok(match missing_of_clone(context)? {
             Some(missing) => Probe::Ours(OutcomeV1::Left {
-                why: format!("{missing} was removed by somebody: the old VM {name} is kept"),
+                why: format!(
+                    "{missing} was removed by somebody: the old VM {name} is kept, and stays off until it is started"
+                ),
             }),
             None => Probe::Absent,
         })

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use journal_format::{ChunkValue, FileStampV1, ImageRoleV1};
+use journal_format::{ChunkValue, FileStampV1, ImageRoleV1, Inode};
 
 use super::{Below, DestinationSurvey, ImageFacts, SourceFile, SourceSurvey};
 use crate::domain::qcow2::HEADER_READ_BYTES;
 use crate::domain::{Definition, DiskSource, SnapshotDefinition};
 use crate::request::{Chain, Occupied, Request};
+use crate::steps::host_record::parent_of;
 use crate::survey::placement;
 use crate::transfer::root_of;
 use crate::world::{DomainFacts, Fault, FileKind, FileStat, Host, readable};
@@ -20,6 +21,8 @@ pub struct BaseFacts {
     pub role: ImageRoleV1,
     /// Its real path.
     pub path: String,
+    /// Inode of the directory that holds it.
+    pub directory: Inode,
     /// What it looked like before it was read.
     pub stamp: FileStampV1,
     /// Plain BLAKE3 of both.
@@ -60,7 +63,8 @@ pub(super) fn bases(
             root = Some(of_source);
             if readable(root_of(host, &path, Vec::new(), bytes))? == Some(of_source) {
                 let stamp = FileStampV1 { inode: stat.inode, size: stat.size, mtime_ns: stat.mtime_ns };
-                found.push(BaseFacts { role: file.role.clone(), path, stamp, root: of_source });
+                let Some(directory) = host.stat(parent_of(&path))?.map(|stat| stat.inode) else { continue };
+                found.push(BaseFacts { role: file.role.clone(), path, directory, stamp, root: of_source });
                 break;
             }
         }

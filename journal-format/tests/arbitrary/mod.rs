@@ -237,13 +237,14 @@ fn snapshot() -> impl Strategy<Value = SnapshotV1> {
 
 fn base() -> impl Strategy<Value = BaseV1> {
     let paths = (text(), text(), text());
-    (role(), paths, stamp(), file_stamp(), any::<[u8; 32]>()).prop_map(
-        |(role, (reached_by, source_path, path), source_stamp, stamp, root)| BaseV1 {
+    (role(), paths, stamp(), any::<u64>(), file_stamp(), any::<[u8; 32]>()).prop_map(
+        |(role, (reached_by, source_path, path), source_stamp, directory, stamp, root)| BaseV1 {
             role,
             reached_by,
             source_path,
             source_stamp,
             path,
+            directory: Inode(directory),
             stamp,
             root: ChunkValue(root),
         },

@@ -208,6 +208,7 @@ pub fn plan() -> PlanV1 {
             source_path: "/srv/pool/golden.img".into(),
             source_stamp: stamp(),
             path: "/srv/images/golden.img".into(),
+            directory: Inode(131_072),
             stamp: file_stamp(),
             root: ChunkValue([0xcd; 32]),
         }],

@@ -1,7 +1,7 @@
 //! The images of a scene: what lies on the hosts before the clone begins.
 
 use journal_format::{BaseV1, ChunkValue, FileStampV1, ImageRoleV1, ImageV1, SourceKindV1};
-use kvm_clone::steps;
+use kvm_clone::steps::{self, host_record::parent_of};
 
 use super::{CHUNK_BYTES, TARGET};
 use crate::content::{BLOCK_BYTES, Content};
@@ -31,6 +31,7 @@ pub fn put_base(source: &Machine, destination: &mut Machine, role: ImageRoleV1, 
         source_path: path.to_owned(),
         source_stamp: steps::stamp_of(SourceKindV1::File, &source.files.stat(path).unwrap()),
         path: path.to_owned(),
+        directory: destination.files.stat(parent_of(path)).unwrap().inode,
         stamp: FileStampV1 { inode, size: stat.size, mtime_ns: stat.mtime_ns },
         root,
     }
