@@ -70,7 +70,8 @@ impl CliError {
             JournalError::Damaged { path, .. } => {
                 format!(
                     "nothing was written, both copies are kept as they are below {path}; \
-                     `kvm-clone journal verify` says whether one mends the other"
+                     `kvm-clone journal verify TXN` says whether one mends the other: then resume or rollback does it; \
+                     if neither does, move that directory away, and `kvm-clone recover --from HOST` clears the destination by its own record"
                 )
             }
             JournalError::Newer { .. } => "nothing was written".to_owned(),

@@ -225,11 +225,15 @@ pub fn choices(log: &TransactionLog) -> Vec<(&'static str, String)> {
         Status::Interrupted => vec![("resume", forward()), ("rollback", back())],
         Status::RollingBack => vec![("rollback", back())],
         Status::CleaningUp => vec![("resume", format!("clears away what is left; {clone} is committed"))],
-        Status::Stuck => vec![
-            ("resume", "looks again and goes on, if what it stopped at is gone".to_owned()),
-            ("rollback", "looks again and turns back, if what it stopped at is gone".to_owned()),
-            ("abandon", "gives it up: nobody acts on it any more, what it made stays and is listed".to_owned()),
-        ],
+        Status::Stuck => {
+            let has = |what| log.events.iter().any(|event| event.event == what);
+            let forward = ("resume", "looks again and goes on, if what it stopped at is gone".to_owned());
+            let back = ("rollback", "looks again and turns back, if what it stopped at is gone".to_owned());
+            let up = "gives it up: nobody acts on it any more, what it made stays and is listed".to_owned();
+            // Who has turned back goes on with that.
+            let forward = Some(forward).filter(|_| !has("rolling_back"));
+            forward.into_iter().chain([back, ("abandon", up)]).collect()
+        }
         Status::Running | Status::Committed | Status::RolledBack | Status::Abandoned => Vec::new(),
     }
 }

@@ -156,7 +156,9 @@ fn only_what_a_status_allows_is_suggested() {
         choices(&log(journal, false, None)).into_iter().map(|(command, _)| command).collect()
     };
     assert_eq!(commands(&begun()), ["resume", "rollback"]);
-    assert_eq!(commands(&begun().then(1, EventV1::RollingBack { failure: failure("no") })), ["rollback"]);
+    let back = begun().then(1, EventV1::RollingBack { failure: failure("no") });
+    assert_eq!(commands(&back), ["rollback"]);
+    assert_eq!(commands(&back.then(1, stuck())), ["rollback", "abandon"]);
     assert_eq!(commands(&begun().then(1, EventV1::Committed)), ["resume"]);
     assert_eq!(commands(&begun().committed(1)), [""; 0]);
     assert_eq!(next(&log(&begun().committed(1), false, None), "kvm-clone"), "");
