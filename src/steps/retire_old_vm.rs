@@ -39,6 +39,11 @@ impl CleanUpStep for RetireOldVm {
             let why = format!("the old VM {name} was renamed to {} by somebody: it is left", domain.brief.name);
             return Ok(Probe::Ours(OutcomeV1::Left { why }));
         }
+        // What was done survives a power cut: it cannot have come back by itself.
+        if context.is_cleaned_up(CleanUpStepV1::RetireOldVm) {
+            let why = format!("the old VM {name} was defined again by somebody: it is left");
+            return Ok(Probe::Ours(OutcomeV1::Left { why }));
+        }
         Ok(match missing_of_clone(context)? {
             Some(missing) => Probe::Ours(OutcomeV1::Left {
                 why: format!(

@@ -210,6 +210,30 @@ fn an_old_vm_whose_clone_is_not_whole_any_more_is_kept() {
     });
 }
 
+/// The clone has not got its name yet, and somebody wants the old VM back.
+#[test]
+fn an_old_vm_that_somebody_defined_again_is_left() {
+    let old = kinds()[2];
+    let (retired, renamed) =
+        (operation(old, "journal: Done { step: CleanUp(0),"), operation(old, "journal: Started { step: CleanUp(1)"));
+    for crash in retired + 1..=renamed {
+        let mut history = History::new(shape(old), SEED);
+        history.live(AttemptPurpose::Run, FaultPlan::at(crash, Fault::Crash, Effect::First));
+        let planned = history.scene.plan.replaced.clone().unwrap();
+        history.scene.world.with(|core| {
+            core.watch = None;
+            let machine = core.machine_mut(Side::Destination);
+            machine.libvirt.define(&mut machine.files, &planned.definition).unwrap();
+        });
+        history.settle(AttemptPurpose::Resume);
+        history.scene.world.with(|core| {
+            let domains = &core.machine(Side::Destination).libvirt.domains;
+            assert_eq!(domains[&planned.uuid].definition.name, CLONE_NAME, "after operation {crash}");
+            assert_eq!(domains[&history.scene.plan.clone_uuid].definition.name, planned.clone_name);
+        });
+    }
+}
+
 /// The controller is gone with its disk: from the host record alone the old VM runs again, or the clone is in its place. Whether
 /// the source's host sees the old VM's files is known to nobody any more: they are left.
 #[test]

@@ -4,8 +4,9 @@ mod images;
 mod order;
 
 use journal_format::{
-    BackingV1, ControllerId, DeviceV1, DirectoryV1, DomainUuid, EndpointV1, ImageFormat, ImageRoleV1, ImageV1, LayerV1,
-    NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, RequestV1, SnapshotV1, SourceKindV1, TxnId, UnixMillis,
+    BackingV1, ChainEnd, ControllerId, DeviceV1, DirectoryV1, DomainUuid, EndpointV1, Epoch, EventV1, ImageFormat,
+    ImageRoleV1, ImageV1, LayerV1, NewDirectoryV1, OptionsV1, PlaceV1, PlanV1, RecordV1, RequestV1, SnapshotV1,
+    SourceKindV1, TxnId, UnixMillis,
 };
 use kvm_clone::steps;
 use kvm_clone::world::{FileKind, HostFacts};
@@ -434,6 +435,9 @@ impl Scene {
             snapshots: planned_snapshots,
             bases,
         };
+        if shape.neighbour {
+            add_plan_of_neighbour(&mut destination, &plan);
+        }
         source.files.sync_all();
         destination.files.sync_all();
         Self { world: SimWorld::new(source, destination, seed.next()), plan, images }
@@ -496,6 +500,21 @@ fn uuid(seed: &mut Seed) -> DomainUuid {
     DomainUuid(bytes)
 }
 
+/// A transaction of another controller, that is suspended.
+const NEIGHBOUR: &str = "019b0000-0000-7000-8000-0000deadbeef";
+
+/// Its plan, which stands on nothing.
+fn add_plan_of_neighbour(destination: &mut Machine, plan: &PlanV1) {
+    let txn: TxnId = NEIGHBOUR.parse().unwrap();
+    let plan = PlanV1 { txn, bases: Vec::new(), ..plan.clone() };
+    let begun = RecordV1 { at: plan.created_at, epoch: Epoch(0), event: EventV1::Begun { plan: Box::new(plan) } };
+    let (bytes, _) = ChainEnd::start(txn).encode(&begun).unwrap();
+    destination
+        .files
+        .make_file(&format!("/var/lib/kvm-clone/host/{NEIGHBOUR}/plan"), 0o600, Content::of(&bytes))
+        .unwrap();
+}
+
 /// What is on the destination already and none of our business.
 fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
     let disk = format!("{IMAGES}/other.img");
@@ -504,7 +523,7 @@ fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
     destination.libvirt.define(&mut destination.files, &definition).unwrap();
     destination.files.make_file(&format!("{IMAGES}/{CLONE_NAME}.img"), 0o600, Content::of(b"not ours")).unwrap();
     if neighbour {
-        let theirs = "019b0000-0000-7000-8000-0000deadbeef";
+        let theirs = NEIGHBOUR;
         for directory in ["", "/host", "/host/names", &format!("/host/{theirs}")] {
             destination.files.make_dir(&format!("/var/lib/kvm-clone{directory}"), 0o700).unwrap();
         }
