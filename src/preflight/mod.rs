@@ -55,6 +55,8 @@ pub type Warning = Problem<WarningKind>;
 pub enum BlockerKind {
     /// The clone would be the source itself.
     SameVm,
+    /// The hosts are two, and have one machine-id.
+    MachineId,
     /// The source VM is not shut off.
     Running,
     /// The source VM has no definition on disk.
@@ -282,6 +284,7 @@ pub fn check(request: &Request, survey: &Survey, controller: &ControllerId, unfi
     vm::check(&mut report, survey);
     left_behind::check(&mut report, request, survey);
     snapshots::check(&mut report, survey);
+    place::check_machine(&mut report, survey);
     place::check_name(&mut report, survey, controller, unfinished);
     replace::check(&mut report, request, survey);
     // What is there already needs no room, and runs as it is.

@@ -28,6 +28,20 @@ const DEVICE_FILESYSTEM: &str = "devtmpfs";
 /// the same fails at the claim or at publishing, which are undone.
 const NO_HARD_LINKS: [&str; 3] = ["vfat", "exfat", "fuse.exfat"];
 
+/// Whose storage, whose VMs and whose transactions those are is told by the machine-id.
+pub(super) fn check_machine(report: &mut Report, survey: &Survey) {
+    if !survey.destination.is_twin {
+        return;
+    }
+    let (from, to, id) = (&survey.source.name, &survey.destination.name, &survey.source.host.machine_id);
+    report.block(
+        BlockerKind::MachineId,
+        to,
+        format!("{to}: it has the machine-id of {from} ({id}), and is another machine: one of them was copied from the other."),
+        "Give one of them its own: `rm /etc/machine-id && systemd-machine-id-setup`, then boot it.",
+    );
+}
+
 pub(super) fn check_name(report: &mut Report, survey: &Survey, controller: &ControllerId, unfinished: &[Unfinished]) {
     let (host, name) = (survey.destination.name.as_str(), &survey.new_name);
     if survey.one_machine() && survey.source.vm.brief.name == name.as_str() {

@@ -86,6 +86,11 @@ fn each_thing_in_the_way_is_named() {
             |_, s| s.source.vm.brief.state = DomainState::Active,
             &["kvm1", "web01", "is running", "virsh shutdown web01"],
         ),
+        (
+            B::MachineId,
+            |_, s| s.destination.is_twin = true,
+            &["kvm2", "machine-id of kvm1", "systemd-machine-id-setup"],
+        ),
         (B::Transient, |_, s| s.source.vm.persistent = false, &["transient"]),
         (B::ManagedSave, |_, s| s.source.vm.managed_save = true, &["managed save", "managedsave-remove web01"]),
         (B::Checkpoints, |_, s| s.source.vm.checkpoints = 1, &["1 checkpoint,"]),

@@ -54,6 +54,7 @@ pub(super) fn survey(
         leftovers: leftovers(host, new_name)?,
         old: None,
         bases: Vec::new(),
+        is_twin: false,
         claim: claim(host, new_name)?,
         emulator: emulator(host, &source.definition)?,
         cpu_lacks: cpu_lacks(host, &source.definition)?,

@@ -30,6 +30,7 @@ use crate::world::{
     ImageCheck, Layer, NetworkFacts, PoolFacts, SnapshotFacts,
 };
 
+const BOOT_ID_BYTES_MAX: u64 = 64;
 /// VMs that a message names, at most.
 pub const VMS_NAMED_MAX: usize = 20;
 
@@ -365,6 +366,8 @@ pub struct DestinationSurvey {
     pub old: Option<old_vm::OldVm>,
     /// Images that it has already, with the bytes of some of the source's.
     pub bases: Vec<BaseFacts>,
+    /// It has the source's machine-id, and is another machine.
+    pub is_twin: bool,
     /// Who has reserved the clone's name.
     pub claim: Option<ClaimFacts>,
     /// What the host's QEMU makes of the VM's architecture, machine type and virtualization.
@@ -502,6 +505,7 @@ pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> R
     let new_name = request.clone_name(&source.vm.brief.name)?;
     let mut destination = destination::survey(destination_host, request, &source, &new_name)?;
     let is_one_machine = source.host.machine_id == destination.host.machine_id;
+    destination.is_twin = is_one_machine && boot_id(source_host)? != boot_id(destination_host)?;
     for device in destination.devices.values_mut().filter(|_| !is_one_machine) {
         device.used_on_source = destination::used_on_source(source_host, device)?;
     }
@@ -509,6 +513,11 @@ pub fn survey(source: &dyn Host, destination: &dyn Host, request: &Request) -> R
     destination.old = old_vm::survey(destination_host, request, of_source, new_name.as_str())?;
     destination.bases = bases::bases(destination_host, of_source, request, &destination)?;
     Ok(Survey { source, destination, new_name })
+}
+
+/// What no two machines have in common, as long as they run.
+fn boot_id(host: &dyn Host) -> Result<Option<Vec<u8>>, Fault> {
+    host.read("/proc/sys/kernel/random/boot_id", BOOT_ID_BYTES_MAX)
 }
 
 /// Asks the destination what it would start with the clone's definition. Creates nothing.

@@ -200,6 +200,7 @@ pub(crate) fn survey() -> Survey {
             leftovers: Vec::new(),
             old: None,
             bases: Vec::new(),
+            is_twin: false,
             claim: None,
             emulator: EmulatorFacts::Path("/usr/bin/qemu-system-x86_64".into()),
             cpu_lacks: None,

@@ -99,6 +99,26 @@ fn a_guest_is_planned_and_nothing_is_touched() {
     assert!(plan.definition.contains("<emulator>/usr/bin/qemu-system-x86_64</emulator>"), "{}", plan.definition);
 }
 
+/// Two hosts made from one template: what is on the one cannot be told from what is on the other.
+#[test]
+fn two_hosts_of_one_machine_id_are_refused() {
+    let world = world();
+    let boot = |core: &mut Core, side: Side, id: &[u8]| {
+        let machine = core.machine_mut(side);
+        machine.facts.machine_id = "d".repeat(32);
+        for directory in ["/proc", "/proc/sys", "/proc/sys/kernel", "/proc/sys/kernel/random"] {
+            let _ = machine.files.make_dir(directory, 0o555);
+        }
+        machine.files.make_file("/proc/sys/kernel/random/boot_id", 0o444, Content::of(id)).unwrap();
+    };
+    world.with(|core| {
+        boot(core, Side::Source, b"first");
+        boot(core, Side::Destination, b"second");
+    });
+    let kinds: Vec<_> = run(&world, &request()).unwrap().report.blockers.iter().map(|one| one.kind).collect();
+    assert_eq!(kinds, [BlockerKind::MachineId]);
+}
+
 /// Both hosts see one device, and the destination cannot tell that the source's host uses it.
 #[test]
 fn a_device_that_the_source_s_host_uses_too_is_refused() {
