@@ -7,7 +7,7 @@ use journal_format::{Epoch, EventV1, Inode, OutcomeV1, RecordV1};
 use super::host_record::{CLAIMS, HOST_ROOT, OWNER_BYTES_MAX, STATE_ROOT, ensure_dir, remove_record, remove_tree};
 use super::{Applied, Context, Probe, Step};
 use crate::failure::Failure;
-use crate::world::{FaultKind, OwnerLock};
+use crate::world::{FaultKind, Host, OwnerLock};
 
 pub(super) struct ReserveRecord;
 
@@ -43,7 +43,13 @@ impl Step for ReserveRecord {
                 remove_tree(host.as_ref(), rest)?;
             }
         }
-        host.make_dir(&record.new, 0o700)?;
+        // What the agent of an earlier attempt was asked last may come between, as long as there is no owner lock.
+        match host.make_dir(&record.new, 0o700) {
+            Err(fault) if fault.kind == FaultKind::AlreadyExists => {
+                return Err(by_another_attempt(&record.new, host.as_ref()));
+            }
+            made => made?,
+        };
         let slot = OwnerV1 {
             txn: context.plan.txn,
             counter: 0,
@@ -72,10 +78,7 @@ impl Step for ReserveRecord {
         }
         match host.rename(&record.new, &record.directory) {
             Err(fault) if fault.kind == FaultKind::AlreadyExists => {
-                return Err(Failure::held(
-                    format!("{} on {} was made by another attempt meanwhile", record.directory, host.name()),
-                    "let that one end, then try again",
-                ));
+                return Err(by_another_attempt(&record.directory, host.as_ref()));
             }
             renamed => renamed?,
         }
@@ -107,6 +110,13 @@ fn made_by_this_attempt(context: &Context) -> Result<Option<Inode>, Failure> {
         OwnerLock::Held { inode } => Some(inode),
         OwnerLock::Taken | OwnerLock::Missing => None,
     })
+}
+
+fn by_another_attempt(path: &str, host: &dyn Host) -> Failure {
+    Failure::held(
+        format!("{path} on {} was made by another attempt meanwhile", host.name()),
+        "let that one end, then try again",
+    )
 }
 
 fn unwritable(path: &str, error: &dyn std::fmt::Display) -> Failure {

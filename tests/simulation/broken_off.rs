@@ -1,8 +1,10 @@
 //! What a crash in the middle of a takeover or of an undo leaves, and what the world does with it before the next attempt.
 
+use std::rc::Rc;
+
 use journal_format::AttemptPurpose;
 use kvm_clone::engine::Ending;
-use kvm_clone::steps::host_record::CLAIMS;
+use kvm_clone::steps::host_record::{CLAIMS, HOST_ROOT};
 use kvm_clone::world::Side;
 
 use crate::durability::Survival;
@@ -10,6 +12,7 @@ use crate::faults::{Effect, Fault, FaultPlan};
 use crate::history::{History, Life};
 use crate::scene::Shape;
 use crate::strangers::{Act, Strangers};
+use crate::world::SimWorld;
 
 const SEED: u64 = 31;
 /// Ways in which a power cut may tear what is not durable.
@@ -66,4 +69,22 @@ fn a_name_that_another_takes_during_a_rollback_stays_with_it() {
         assert!(matches!(ending, Some(Ending::RolledBack { .. })), "{}", history.report("", &format!("{ending:?}")));
         history.verdict(ending.as_ref(), true).unwrap();
     }
+}
+
+/// What a dead attempt's agent was asked last may land between a look and our own try, as long as there is no owner lock: the clone
+/// waits for that, and does not turn back (seed 900026793).
+#[test]
+fn a_record_that_an_earlier_agent_still_makes_turns_nothing_back() {
+    let mut history = History::new(shape(), SEED);
+    let new = format!("{HOST_ROOT}/.new-{}", history.scene.plan.txn);
+    let told = format!("destination: mkdir {new}");
+    let making = place_of(&mut History::new(shape(), SEED), AttemptPurpose::Run, &told);
+    let late = move |world: &SimWorld| {
+        world.with(|core| drop(core.machine_mut(Side::Destination).files.make_dir(&new, 0o700)));
+    };
+    let fault = Fault::Meanwhile("an earlier agent makes the record", Rc::new(late));
+    let (life, _) = history.live(AttemptPurpose::Run, FaultPlan::at(making, fault, Effect::First));
+    assert!(matches!(&life, Life::Ended(Ending::Suspended(failure)) if failure.exit == 7), "{life:?}");
+    let ending = history.settle(AttemptPurpose::Resume);
+    assert_eq!(ending, Some(Ending::Committed { warnings: Vec::new() }));
 }
