@@ -103,7 +103,11 @@ impl<'h> Reached<'h> {
         };
         for image in images {
             let path = match image.place {
-                ImagePlace::Path(path) => path,
+                // Looked at as an image, it need not be once more as a path.
+                ImagePlace::Path(path) => {
+                    paths.remove(&path);
+                    path
+                }
                 // A volume of a pool that is no directory is no file.
                 ImagePlace::Volume { pool, volume } => {
                     let pool = pools.iter().find(|known| known.name == pool);

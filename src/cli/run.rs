@@ -24,7 +24,6 @@ use crate::report::plan::Foresight;
 use crate::report::replaced::{ReplacedView, stop_word};
 use crate::report::show::{suggestions, typed};
 use crate::report::status::Status;
-use crate::report::transaction::TransactionLog;
 use crate::request::{ByteRate, ChunkSize, Occupied, Request, Target, VmSelector, stop_mode};
 use crate::survey::{Survey, SurveyError};
 use crate::world::{Side, World};
@@ -250,28 +249,26 @@ fn finish_first(txn: TxnId, request: &Request, session: &Session) -> Result<Opti
             }
             Ok(Some(conclusion.told(&session.terminal)))
         }
-        _ if replaces_otherwise(&log, request) => {
-            let message = format!(
-                "transaction {txn} of the same clone is unfinished, and does otherwise with the VM that is there ({})",
-                log.replaces.as_ref().map(replaced_words).unwrap_or_default()
-            );
-            let mut error =
-                CliError::new(ExitStatus::Refused, message, "finish it as it was begun, or roll it back first");
-            error.suggestions = suggestions(&log, session.program());
-            Err(error)
-        }
         Status::Interrupted | Status::CleaningUp | Status::Committed | Status::RolledBack | Status::Abandoned => {
+            if let Some(old) = log.replaces.as_ref().filter(|old| is_otherwise(old, request)) {
+                let message = format!(
+                    "transaction {txn} of the same clone is unfinished, and does otherwise with the VM that is there ({})",
+                    replaced_words(old)
+                );
+                let mut error =
+                    CliError::new(ExitStatus::Refused, message, "finish it as it was begun, or roll it back first");
+                error.suggestions = suggestions(&log, session.program());
+                return Err(error);
+            }
             session.terminal.note(&format!("transaction {txn} of this request is unfinished: it is resumed"));
             Ok(Some(reopen(txn, AttemptPurpose::Resume, &otherwise, session)?.told(&session.terminal)))
         }
     }
 }
 
-/// Would it stop or delete a VM that this request keeps or stops in another way?
-fn replaces_otherwise(log: &TransactionLog, request: &Request) -> bool {
-    log.replaces
-        .as_ref()
-        .is_some_and(|old| old.kept_as.is_some() != request.keep_replaced || old.stop != stop_word(request.stop))
+/// Is a VM that this request keeps, or stops in another way, deleted or stopped otherwise?
+fn is_otherwise(old: &ReplacedView, request: &Request) -> bool {
+    old.kept_as.is_some() != request.keep_replaced || old.stop != stop_word(request.stop)
 }
 
 fn replaced_words(old: &ReplacedView) -> String {

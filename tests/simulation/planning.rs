@@ -141,8 +141,8 @@ fn a_device_that_the_source_s_host_uses_too_is_refused() {
                 core.machine_mut(side).files.make_dir("/dev", 0o755).unwrap();
             }
             let target = put_device(core, Side::Destination, TARGET);
-            let same = (0..1000).map(|number| format!("/dev/sd{number}"));
-            same.into_iter().find(|node| put_device(core, Side::Source, node) == target).expect("inodes are counted up")
+            let mut nodes = (0..1000).map(|number| format!("/dev/sd{number}"));
+            nodes.find(|node| put_device(core, Side::Source, node) == target).expect("inodes are counted up")
         })
     };
     let world = world();

@@ -523,17 +523,16 @@ fn add_strangers(destination: &mut Machine, neighbour: bool, seed: &mut Seed) {
     destination.libvirt.define(&mut destination.files, &definition).unwrap();
     destination.files.make_file(&format!("{IMAGES}/{CLONE_NAME}.img"), 0o600, Content::of(b"not ours")).unwrap();
     if neighbour {
-        let theirs = NEIGHBOUR;
-        for directory in ["", "/host", "/host/names", &format!("/host/{theirs}")] {
+        for directory in ["", "/host", "/host/names", &format!("/host/{NEIGHBOUR}")] {
             destination.files.make_dir(&format!("/var/lib/kvm-clone{directory}"), 0o700).unwrap();
         }
-        let owner = format!("/var/lib/kvm-clone/host/{theirs}/owner");
+        let owner = format!("/var/lib/kvm-clone/host/{NEIGHBOUR}/owner");
         destination.files.make_file(&owner, 0o600, Content::of(&[1; 8192])).unwrap();
         destination.files.link(&owner, "/var/lib/kvm-clone/host/names/theirs").unwrap();
-        for directory in ["", &format!("/{theirs}")] {
+        for directory in ["", &format!("/{NEIGHBOUR}")] {
             destination.files.make_dir(&format!("{IMAGES}/.kvm-clone{directory}"), 0o711).unwrap();
         }
-        let staged = format!("{IMAGES}/.kvm-clone/{theirs}/vda.img");
+        let staged = format!("{IMAGES}/.kvm-clone/{NEIGHBOUR}/vda.img");
         destination.files.make_file(&staged, 0o600, Content::of(&[2; 5000])).unwrap();
     }
     let _ = destination.libvirt.refresh_pool(&destination.files, "default");
